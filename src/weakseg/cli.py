@@ -1,0 +1,405 @@
+"""The command line: one short function per command; heavy imports stay inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+import weakseg
+from weakseg.console import console
+from weakseg.errors import UserError
+from weakseg.recipe import Recipe, load_recipe, shipped_recipes
+from weakseg.runfolder import RunFolder
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="weakseg",
+    version=weakseg.__version__,
+    help="From image tags to pixel masks and a segmentation model.\n\n"
+    "Start with `weakseg demo`, then `weakseg run IMAGES LABELS.csv`.",
+)
+
+Sets = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        negative="",
+        help="A setting of the recipe, such as train.steps=2000; may be repeated.",
+    ),
+]
+Untagged = Literal["drop", "negative"] | None
+
+
+@app.command
+def run(
+    source: Path,
+    labels: Path | None = None,
+    /,
+    *,
+    out: Path = Path("weakseg-run"),
+    recipe: str | None = None,
+    masks: Path | None = None,
+    classes: Path | None = None,
+    untagged: Untagged = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    sets: Sets = (),
+) -> None:
+    """Do everything: check, train, seeds, masks, segmenter, predictions, report.
+
+    Run the same command again after an interruption: it goes on where it stopped.
+
+    Args:
+        source: Folder of images, or a recipe (.yaml).
+        labels: Table of tags (CSV, TSV, JSONL); without it, one folder per class is expected.
+        out: Run folder.
+        recipe: Recipe to start from: a file or the name of a shipped one.
+        masks: Ground-truth masks, where there are any; they evaluate and nothing else.
+        classes: Text file with one class name in each line, in the order of mask ids.
+        untagged: What to do with images that have no tags.
+        dry_run: Show the stages with their sizes and an estimate of their time, and stop.
+    """
+    settings = _settings(source, labels, recipe, masks, classes, untagged, sets)
+    if dry_run:
+        _show_plan(settings)
+        return
+    from weakseg.pipeline import run_recipe
+
+    _show_summary(run_recipe(settings, out).folder)
+
+
+@app.command
+def demo(*, out: Path = Path("weakseg-demo"), sets: Sets = ()) -> None:
+    """Do everything on a built-in data set with a small network: a few minutes on two cores.
+
+    Args:
+        out: Run folder.
+    """
+    from weakseg.pipeline import run_recipe
+
+    _show_summary(run_recipe(load_recipe("demo", sets=sets), out).folder)
+
+
+@app.command
+def check(
+    source: Path,
+    labels: Path | None = None,
+    /,
+    *,
+    masks: Path | None = None,
+    classes: Path | None = None,
+    untagged: Untagged = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    sets: Sets = (),
+) -> None:
+    """Report every problem of the data before training. Exits with 2 if there are errors.
+
+    Args:
+        source: Folder of images, or a recipe (.yaml).
+        labels: Table of tags; without it, one folder per class is expected.
+        masks: Ground-truth masks to check too.
+        classes: Text file with one class name in each line.
+        untagged: What to do with images that have no tags.
+        as_json: Print the findings as JSON.
+    """
+    from weakseg.stages.check import collect, inspect
+
+    collection = collect(_settings(source, labels, None, masks, classes, untagged, sets).data)
+    report = inspect(collection)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1, default=str))
+    else:
+        for note in collection.notes:
+            console.print(f"[dim]{note}[/dim]")
+        console.print(report.table() if report.problems else "no problems found")
+    if report.errors:
+        raise SystemExit(2)
+
+
+@app.command
+def init(path: Path = Path("recipe.yaml"), /, *, like: str | None = None) -> None:
+    """Write a recipe in which every key is explained.
+
+    Args:
+        path: File to write; an existing one is kept.
+        like: Shipped recipe to start from (see `weakseg methods`).
+    """
+    from weakseg.recipe import commented_yaml
+
+    if path.exists():
+        raise UserError(
+            "exists already", where=path, mend="choose another name, or delete it first"
+        )
+    path.write_text(commented_yaml(load_recipe(like)), encoding="utf-8")
+    print(path)
+
+
+def _until(stage: str, folder: Path, sets: tuple[str, ...]) -> None:
+    from weakseg.pipeline import run_recipe
+
+    kept = RunFolder(folder).recipe_file
+    if not kept.exists():
+        raise UserError(
+            "holds no run",
+            where=folder,
+            mend="start one with `weakseg run IMAGES LABELS --out FOLDER`",
+        )
+    run_recipe(load_recipe(kept, sets=sets), folder, until=stage)
+
+
+@app.command
+def train(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Train the method of a run, with what comes before it. FOLDER holds a recipe.yaml."""
+    _until("train", folder, sets)
+
+
+@app.command
+def seeds(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Write the score maps of a run, with what comes before them."""
+    _until("seeds", folder, sets)
+
+
+@app.command
+def masks(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Write the masks of a run, with what comes before them (--set masks.rule=constant ...)."""
+    _until("masks", folder, sets)
+
+
+@app.command
+def segment(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Train the segmenter of a run on its masks, with what comes before it."""
+    _until("segment", folder, sets)
+
+
+@app.command
+def predict(
+    model: Path,
+    images: Path,
+    /,
+    *,
+    out: Path,
+    scales: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
+    flip: bool | None = None,
+    max_side: int | None = None,
+) -> None:
+    """Predict masks of any images with a trained model.
+
+    Args:
+        model: Model folder, or a run.
+        images: Folder of images, searched with its sub-folders, or one image.
+        out: Folder for the masks; mirrors the sub-folders, and the sizes of the images.
+        scales: Factors on the image's size to average over; default: as the model says.
+        flip: Add the mirrored image; default: as the model says.
+        max_side: Reduce larger images to this longer side first.
+    """
+    from weakseg.export.model import load
+    from weakseg.recipe import InferenceConfig
+    from weakseg.stages.batches import pick_device
+    from weakseg.stages.predict import images_in, predict_images
+
+    predictor = load(model)
+    predictor.to(pick_device("auto"))
+    config = InferenceConfig(
+        scales=scales or predictor.scales,
+        flip=predictor.flip if flip is None else flip,
+        max_side=max_side or predictor.max_side,
+    )
+    samples = images_in(images)
+    predict_images(predictor, samples, out, config)
+    (out / "classes.txt").write_text("".join(f"{c}\n" for c in predictor.classes), encoding="utf-8")
+    print(f"{len(samples)} masks in {out}")
+
+
+@app.command
+def evaluate(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Compare a run with ground-truth masks (--set data.masks=FOLDER)."""
+    _until("evaluate", folder, sets)
+    _show_summary(folder)
+
+
+@app.command
+def sweep(folder: Path, /, *, thresholds: int = 60) -> None:
+    """mIoU, FP and FN of a run's seeds at every threshold: oracle numbers, for a look only."""
+    from weakseg.ops import metrics
+    from weakseg.stages.check import collect
+    from weakseg.stages.evaluate import sweep as sweep_scores
+
+    run = RunFolder(folder)
+    scores = run.require("seeds") / "scores"
+    recipe = load_recipe(run.recipe_file)
+    images = collect(recipe.data).split(*recipe.data.train)
+    known = [s for s in images if s.mask is not None]
+    if not known:
+        raise UserError(
+            "has no ground-truth masks",
+            where=folder,
+            mend="give them: weakseg masks RUN --set data.masks=FOLDER",
+        )
+    swept = sweep_scores(known, scores, len(images.classes), thresholds)
+    print("threshold,miou,fp,fn")
+    for threshold, confusion in zip(swept.thresholds, swept.confusions(), strict=True):
+        found = metrics(confusion)
+        print(f"{threshold:.3f},{found.miou:.4f},{found.fp:.4f},{found.fn:.4f}")
+    console.print(
+        f"oracle: {swept.best()[1].miou:.4f} mIoU at {swept.best()[0]:.3f} on {len(known)} images"
+    )
+
+
+@app.command
+def report(folder: Path, /) -> None:
+    """Write the report of a run again."""
+    from weakseg.report import write_report
+    from weakseg.stages.check import collect
+
+    run = RunFolder(folder)
+    if not run.recipe_file.exists():
+        raise UserError("holds no run", where=folder, mend="give the folder of a run")
+    recipe = load_recipe(run.recipe_file)
+    print(write_report(run, collect(recipe.data), recipe))
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """List the methods and the shipped recipes."""
+    from rich.table import Table
+
+    from weakseg.methods import methods
+
+    table = Table("method", "paper", "idea", box=None)
+    for name in methods:
+        card = methods[name].card
+        table.add_row(name, card.paper, card.idea)
+    console.print(table)
+    console.print(f"\nrecipes: {', '.join(shipped_recipes())}")
+
+
+@app.command
+def doctor() -> None:
+    """Examine the installation: versions, devices, and what is broken with its mend."""
+    from weakseg.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        mark = "[red]x[/red]" if finding.mend else "[green]ok[/green]"
+        console.print(f"{mark:<16} {finding.name}: {finding.value}")
+        if finding.mend:
+            console.print(f"     mend: {finding.mend}")
+    if any(f.mend for f in findings):
+        raise SystemExit(2)
+
+
+def _settings(
+    source: Path,
+    labels: Path | None,
+    recipe: str | None,
+    masks: Path | None,
+    classes: Path | None,
+    untagged: Untagged,
+    sets: tuple[str, ...],
+) -> Recipe:
+    data: dict[str, Any] = {
+        "labels": labels and str(labels),
+        "masks": masks and str(masks),
+        "classes": classes and str(classes),
+        "untagged": untagged,
+    }
+    if source.suffix in (".yaml", ".yml") or (
+        str(source) in shipped_recipes() and not source.exists()
+    ):
+        if recipe is not None:
+            raise UserError(
+                "two recipes were given",
+                where=source,
+                mend="give the images first, or leave --recipe out",
+            )
+        return load_recipe(str(source), overrides={"data": data}, sets=sets)
+    return load_recipe(recipe, overrides={"data": {"root": str(source), **data}}, sets=sets)
+
+
+def _show_plan(recipe: Recipe) -> None:
+    from rich.table import Table
+
+    from weakseg.estimate import plan
+    from weakseg.methods import resolve
+    from weakseg.pipeline import stages_of
+    from weakseg.stages.check import collect
+
+    resolve(recipe.method)
+    collection = collect(recipe.data)
+    names = [name for name, _ in stages_of(recipe, collection)]
+    table = Table(
+        "stage",
+        "what",
+        "about",
+        title=f"{collection.name}: {len(collection)} images, {len(collection.classes)} classes",
+    )
+    total = 0.0
+    for stage in plan(recipe, collection, names):
+        total += stage.seconds or 0.0
+        table.add_row(stage.name, stage.what, _duration(stage.seconds))
+    table.add_row("", "all", _duration(total))
+    console.print(table)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _show_summary(folder: Path) -> None:
+    from rich.table import Table
+
+    run = RunFolder(folder)
+    file = run.stage_folder("evaluate") / "results.json"
+    if file.exists():
+        table = Table(
+            "what", "images", "threshold", "mIoU %", "FP %", "FN %", "precision %", "recall %"
+        )
+        for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+            rule = (
+                row["rule"] if row["threshold"] is None else f"{row['threshold']:.2f} {row['rule']}"
+            )
+            shares = [
+                f"{100 * row[key]:.1f}" for key in ("miou", "fp", "fn", "precision", "recall")
+            ]
+            table.add_row(row["stage"], f"{row['images']} {row['split']}", rule, *shares)
+        console.print(table)
+    for name, path in (
+        ("masks", run.stage_folder("masks") / "masks"),
+        ("model", run.stage_folder("segment") / "model"),
+        ("report", run.report_file),
+    ):
+        if path.exists():
+            console.print(f"{name:<7}", end="")
+            print(path)
+
+
+def main() -> None:
+    """Entry point: user errors are shown without a traceback, and end with code 2."""
+    try:
+        app()
+    except UserError as error:
+        console.print(
+            f"[red]error[/red] {error.where + ': ' if error.where else ''}{error.what}", markup=True
+        )
+        if error.mend:
+            console.print(f"  [green]mend[/green] {error.mend}", markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

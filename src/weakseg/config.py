@@ -1,0 +1,63 @@
+"""The base of every typed configuration: frozen, strict, and clear about what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from weakseg.errors import UserError
+from weakseg.registry import suggest
+
+__all__ = ["Frozen", "validate"]
+
+
+class Frozen(BaseModel):
+    """Immutable settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=Frozen)
+
+
+def validate(config: type[C], values: Mapping[str, Any], *, where: object, prefix: str = "") -> C:
+    """Builds ``config`` from plain values and reports every mistake at once, one line per key.
+
+    Raises:
+        UserError: With one line for each wrong key, the value, the rule and the nearest name.
+    """
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(config, e, prefix) for e in error.errors()]
+    count = f"{len(lines)} settings are" if len(lines) > 1 else "a setting is"
+    raise UserError(
+        f"{count} wrong\n" + "\n".join(f"  {line}" for line in lines),
+        where=where,
+        mend="correct the keys above; `weakseg init` writes a recipe with every key explained",
+    )
+
+
+def _line(config: type[BaseModel], error: Any, prefix: str) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join([*([prefix] if prefix else []), *location])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {suggest(location[-1], _fields(config, location[:-1]))}"
+    if error["type"] == "missing":
+        return f"{key}: is required"
+    return f"{key} = {error['input']!r}: {error['msg']}"
+
+
+def _fields(config: type[BaseModel], path: list[str]) -> list[str]:
+    """Names that are valid at ``path`` inside ``config``."""
+    for part in path:
+        field = config.model_fields.get(part)
+        if field is None:
+            continue
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [m for m in inner if isinstance(m, type) and issubclass(m, BaseModel)]
+        if models:
+            config = models[0]
+    return list(config.model_fields)

@@ -1,0 +1,256 @@
+"""How the project opens an image and a mask, and writes a mask: the only place that does.
+
+Every stage sees an image through :func:`read_image`, so that what was checked is what is trained
+on: EXIF rotation applied, any mode turned into 8-bit RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from weakseg.errors import UserError
+
+__all__ = [
+    "image_size",
+    "open_error",
+    "orientation",
+    "read_image",
+    "read_mask",
+    "voc_palette",
+    "write_mask",
+]
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders raise on damaged files; anything else is a bug and must surface.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
+    """The image as the whole project sees it.
+
+    EXIF orientation is applied. Gray and palette images become RGB, 16-bit values are divided by
+    257 (so that 65535 is 255), transparency is laid on white, CMYK is converted.
+
+    Args:
+        path: File in any format that Pillow reads.
+        max_side: If the longer side is longer than this many pixels, the image is reduced to it,
+            with antialiasing. Images are never enlarged.
+
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous and writable.
+
+    Raises:
+        UserError: The file is missing, truncated or not an image.
+    """
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"max_side must be positive, got {max_side}")
+    try:
+        with Image.open(path) as image:
+            return decode(image, max_side=max_side)
+    except DECODE_ERRORS as error:
+        raise open_error(path, error) from error
+
+
+def decode(image: Image.Image, *, max_side: int | None = None) -> np.ndarray:
+    """Like :func:`read_image`, for an image that Pillow has opened but not yet decoded.
+
+    Raises whatever Pillow's decoder raises.
+    """
+    turn = _TURNS.get(orientation(image))
+    target = _reduced(image.size, max_side)
+    if target != image.size:
+        # Twice the target keeps the antialiased resize in charge of the quality.
+        image.draft(None, (2 * target[0], 2 * target[1]))
+    rgb = _to_rgb(image)
+    if rgb.size != target:
+        rgb = rgb.resize(target, Image.Resampling.BICUBIC)
+    return np.array(rgb.transpose(turn) if turn is not None else rgb)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of the image as :func:`read_image` would return it; reads the header only.
+
+    Raises:
+        UserError: The file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return oriented_size(image)
+    except DECODE_ERRORS as error:
+        raise open_error(path, error) from error
+
+
+def oriented_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) of an opened image after its EXIF orientation."""
+    width, height = image.size
+    return (width, height) if orientation(image) >= 5 else (height, width)
+
+
+def orientation(image: Image.Image) -> int:
+    """What is left to be applied of the EXIF orientation, 1 to 8; must be asked before decoding."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF files itself, and reports the turned size
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # otherwise Pillow decodes the whole file to look for a trailing EXIF chunk
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except DECODE_ERRORS:
+        return 1  # broken metadata does not spoil an image
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def open_error(path: str | Path, error: BaseException) -> UserError:
+    """The UserError for what Pillow raised while it opened or decoded ``path``."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(
+            "there is no such image file", where=path, mend="restore it or leave it out"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return UserError("this file is not an image", where=path, mend="replace it or leave it out")
+    return UserError(
+        f"the image cannot be read ({_first_line(error)})",
+        where=path,
+        mend="copy the file again from its origin, or leave it out",
+    )
+
+
+def read_mask(source: str | Path | BinaryIO, *, name: str | Path | None = None) -> np.ndarray:
+    """Class ids of an indexed mask: 0 background, 1..K classes, 255 unsure.
+
+    Args:
+        source: Palette or 8-bit gray file (16-bit if all values fit in 8 bits), or an open one.
+        name: What to call it in an error, where ``source`` is not a path.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        UserError: The file cannot be read, is lossy (JPEG), or holds colours instead of ids.
+    """
+    where = name if name is not None else source
+    try:
+        with Image.open(source) as image:
+            kind, mode, ids = image.format, image.mode, np.array(image)
+    except DECODE_ERRORS as error:
+        raise UserError(
+            f"the mask cannot be read ({_first_line(error)})",
+            where=where,
+            mend="write it again as an 8-bit indexed PNG",
+        ) from error
+    if kind == "JPEG":
+        raise UserError(
+            "a JPEG file cannot hold a mask: its compression changes class ids",
+            where=where,
+            mend="save masks as indexed PNG files",
+        )
+    if ids.ndim != 2 or mode == "F" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
+        raise UserError(
+            f"a mask holds one class id of 0 to 255 for each pixel, this one has mode {mode}",
+            where=where,
+            mend="turn colours into ids and save it as an 8-bit indexed PNG",
+        )
+    return ids.astype(np.uint8)
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Writes class ids as a palette PNG in VOC colours, whole or not at all.
+
+    Args:
+        path: File to write; its folder is made if need be.
+        mask: (H, W) integers of 0 to 255, or booleans.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.dtype.kind not in "bui":
+        raise ValueError(f"a mask is (H, W) of integers, got {mask.shape} {mask.dtype}")
+    if mask.size and (mask.min() < 0 or mask.max() > 255):
+        raise ValueError(f"class ids are 0 to 255, got {mask.min()} to {mask.max()}")
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.putpalette(voc_palette().tobytes())
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def voc_palette() -> np.ndarray:
+    """(256, 3) uint8: colour of each class id in PASCAL VOC masks; 255 is (224, 224, 192).
+
+    Bits 0, 1, 2 of the id go to R, G, B, first to bit 7, then those of ``id >> 3`` to bit 6, ...
+    """
+    ids = np.arange(256)[:, None]
+    colours = np.zeros((256, 3), dtype=np.int64)
+    for step in range(8):
+        bits = (ids >> (3 * step + np.arange(3))) & 1
+        colours |= bits << (7 - step)
+    return colours.astype(np.uint8)
+
+
+def _reduced(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    longer = max(size)
+    if max_side is None or longer <= max_side:
+        return size
+    scale = max_side / longer
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes, and converts any mode to RGB."""
+    image.load()
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return Image.fromarray(_scaled(np.asarray(image), 257)).convert("RGB")
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        unit = values.max(initial=0) <= 1  # floats are stored either as 0..1 or as 0..255
+        return Image.fromarray(_scaled(values, 1 / 255 if unit else 1)).convert("RGB")
+    if "transparency" in image.info or image.mode in {"RGBA", "RGBa", "LA", "La", "PA"}:
+        return _on_white(image)
+    return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray, divisor: float) -> np.ndarray:
+    return np.clip(np.rint(values / divisor), 0, 255).astype(np.uint8)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in {"La", "PA"}:
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    colours = image.convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours).convert("RGB")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,116 @@
+"""What every source yields: samples, gathered in a collection.
+
+A *sample* is one image with its tags and, only if the user has one, a ground-truth mask. Masks
+evaluate; nothing below ``stages/evaluate.py`` opens them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from weakseg.errors import UserError
+
+__all__ = ["IMAGE_SUFFIXES", "Collection", "Sample"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image.
+
+    Attributes:
+        id: Path relative to the collection's root, without suffix, with ``/``: every output
+            mirrors it (``cat/001.jpg`` -> ``cat/001.png``).
+        image: File of the image.
+        tags: Names of the classes present; an empty tuple is a confirmed negative; ``None`` means
+            that nobody has tagged it.
+        split: ``"train"``, ``"val"`` or any other name the table gives.
+        mask: Ground-truth mask, for evaluation only.
+    """
+
+    id: str
+    image: Path
+    tags: tuple[str, ...] | None
+    split: str = "train"
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Samples and the classes they speak of.
+
+    Attributes:
+        name: Short name for tables and reports.
+        classes: Foreground classes in order; class ``i`` has id ``i + 1`` in masks.
+        samples: All samples of all splits, in a fixed order.
+        tag_source: Where the tags came from, in words (for example ``"table labels.csv"``).
+        notes: What the source detected or assumed, one sentence each, for the user to see.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    tag_source: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in order of appearance."""
+        return tuple(dict.fromkeys(s.split for s in self.samples))
+
+    def split(self, *names: str) -> Collection:
+        """The samples of the named splits."""
+        return replace(self, samples=tuple(s for s in self.samples if s.split in names))
+
+    def only(self, ids: Iterable[str]) -> Collection:
+        """The samples with these ids, in the collection's order.
+
+        Raises:
+            UserError: An id is not in the collection.
+        """
+        wanted = set(ids)
+        unknown = wanted - {s.id for s in self.samples}
+        if unknown:
+            raise UserError(
+                f"{len(unknown)} ids of the list are not in the collection, such as "
+                f"{sorted(unknown)[0]!r}",
+                where=self.name,
+                mend="list ids as paths relative to the image folder, without suffix",
+            )
+        return replace(self, samples=tuple(s for s in self.samples if s.id in wanted))
+
+    def tag_matrix(self) -> np.ndarray:
+        """(N, K) uint8; 1 where the class is tagged. Untagged samples are rows of zeros."""
+        column = {name: k for k, name in enumerate(self.classes)}
+        matrix = np.zeros((len(self.samples), len(self.classes)), dtype=np.uint8)
+        for row, sample in enumerate(self.samples):
+            for tag in sample.tags or ():
+                matrix[row, column[tag]] = 1
+        return matrix
+
+    def fingerprint(self) -> str:
+        """Hash of ids, tags, splits, classes and the files' sizes and times.
+
+        Ground-truth masks are left out: they must not change what is trained.
+        """
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for s in self.samples:
+            stat = s.image.stat() if s.image.exists() else None
+            stamp = (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+            digest.update(repr((s.id, s.tags, s.split, stamp)).encode())
+        return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""Score maps of one image on disk: an ``.npz`` without pickle.
+
+Keys: ``classes`` int16 (n,), ids as in masks (1..K, and 0 where the method gives a background
+map); ``scores`` uint8 or float16 (n, h, w); ``stride`` int16; ``size`` int32 (H, W) of the image;
+and, where the network classifies, ``probabilities`` float16 (K,) at image level.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from weakseg.errors import UserError
+from weakseg.files import atomic_path
+
+__all__ = ["ScoreFile", "read_scores", "write_scores"]
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Score maps of one image.
+
+    Attributes:
+        classes: (n,) int16 ids as in masks, increasing; 0 is a background map.
+        scores: (n, h, w) float32 in [0, 1].
+        stride: Pixels of the image in one cell.
+        size: (H, W) of the image.
+        probabilities: (K,) of each class at image level, where the network classifies.
+    """
+
+    classes: np.ndarray
+    scores: np.ndarray
+    stride: int
+    size: tuple[int, int]
+    probabilities: np.ndarray | None = None
+
+    def foreground(self) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) ids and (m, h, w) maps of the foreground classes."""
+        keep = self.classes > 0
+        return self.classes[keep], self.scores[keep]
+
+    def background(self) -> np.ndarray | None:
+        """(h, w) background map, where the method gives one."""
+        found = np.flatnonzero(self.classes == 0)
+        return self.scores[found[0]] if found.size else None
+
+    def full_size(self) -> ScoreFile:
+        """The maps bilinearly resized to the image's size."""
+        height, width = self.size
+        if self.scores.shape[1:] == (height, width):
+            return self
+        full = np.empty((len(self.classes), height, width), dtype=np.float32)
+        for i, score in enumerate(self.scores):
+            cv2.resize(score, (width, height), dst=full[i], interpolation=cv2.INTER_LINEAR)
+        return replace(self, scores=full, stride=1)
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """(h, w) largest foreground score and (h, w) uint8 id of its class; zeros without any."""
+        ids, maps = self.foreground()
+        if not len(ids):
+            return np.zeros(self.scores.shape[1:], np.float32), np.zeros(
+                self.scores.shape[1:], np.uint8
+            )
+        return maps.max(0), ids[maps.argmax(0)].astype(np.uint8)
+
+
+def write_scores(
+    path: Path, scores: ScoreFile, *, dtype: Literal["uint8", "float16"] = "uint8"
+) -> None:
+    """Writes a score file atomically; uint8 rounds to steps of 1/255."""
+    values = scores.scores
+    arrays = {
+        "classes": scores.classes.astype(np.int16),
+        "scores": np.rint(values * 255).astype(np.uint8)
+        if dtype == "uint8"
+        else values.astype(np.float16),
+        "stride": np.int16(scores.stride),
+        "size": np.asarray(scores.size, dtype=np.int32),
+    }
+    if scores.probabilities is not None:
+        arrays["probabilities"] = scores.probabilities.astype(np.float16)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Reads a score file.
+
+    Raises:
+        UserError: The file is missing, damaged, or not a score file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores = file["scores"]
+            scale = np.float32(1 / 255) if scores.dtype == np.uint8 else np.float32(1)
+            height, width = (int(side) for side in file["size"])
+            return ScoreFile(
+                file["classes"],
+                scores.astype(np.float32) * scale,
+                int(file["stride"]),
+                (height, width),
+                file["probabilities"].astype(np.float32) if "probabilities" in file else None,
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"is not a readable score file ({error})",
+            where=path,
+            mend="delete it and run `weakseg seeds` again",
+        ) from None

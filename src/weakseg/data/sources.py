@@ -1,0 +1,389 @@
+"""The registry of sources, their contract, and what they share.
+
+A *source* is a function that turns files into a :class:`~weakseg.data.samples.Collection`::
+
+    source(*, root, labels, masks, classes, untagged, **options) -> Collection
+
+``root``
+    Folder of the images; ids are relative to it.
+``labels``
+    Where the tags come from: a table, a word that the source defines, or ``None`` for its default.
+``masks``
+    Folder of ground-truth masks that mirrors the ids with ``.png``, for evaluation only.
+``classes``
+    Class names in the order of mask ids, or a text file with one name in each line.
+``untagged``
+    What to do with images that carry no tag: ``"drop"`` leaves them out, ``"negative"`` counts
+    them as confirmed images without any class, ``None`` leaves them for ``check`` to report.
+``options``
+    What only this source knows; an unknown one is a UserError that names the nearest.
+
+A source scans and parses; it does not decode images (``check`` does). It returns the same
+collection each time, with samples sorted by id, each id unique unless the files on disk clash,
+each tag a member of ``classes``. Files that a table names but that do not exist stay in the
+collection, so that ``check`` reports all of them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from weakseg.data.samples import IMAGE_SUFFIXES, Collection, Sample
+from weakseg.errors import UserError
+from weakseg.registry import Registry, suggest
+
+__all__ = [
+    "NameIndex",
+    "Source",
+    "Untagged",
+    "check_untagged",
+    "class_list",
+    "count",
+    "locate",
+    "natural_key",
+    "read_options",
+    "require_folder",
+    "sample_id",
+    "scan",
+    "settle_untagged",
+    "sources",
+    "split_name",
+    "tidy",
+    "with_masks",
+]
+
+Source = Callable[..., Collection]
+Untagged = Literal["drop", "negative"]
+
+sources: Registry[Source] = Registry("source")
+
+UNTAGGED_MEND = (
+    "'untagged: drop' (--untagged drop) leaves those images out, 'untagged: negative' "
+    "(--untagged negative) counts them as confirmed images without any class"
+)
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+def read_options(
+    source: str, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a source over its defaults.
+
+    Raises:
+        UserError: An option is unknown; names the nearest.
+    """
+    for name in options:
+        if name not in defaults:
+            raise UserError(
+                f"source {source!r} has no option {name!r}", mend=suggest(name, defaults)
+            )
+    return {**defaults, **options}
+
+
+def require_folder(folder: str | Path | None, *, where: str, mend: str) -> Path:
+    """``folder`` as a path.
+
+    Raises:
+        UserError: None was given, or it is not a folder.
+    """
+    if folder is None:
+        raise UserError("no folder was given", where=where, mend=mend)
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {kind}", where=where, mend=mend)
+    return folder
+
+
+def locate(path: str | Path, root: Path, *, where: str) -> Path:
+    """``path`` as given, or under ``root`` if it is only there.
+
+    Raises:
+        UserError: It is in neither place.
+    """
+    path = Path(path).expanduser()
+    for candidate in (path, root / path):
+        if candidate.exists():
+            return candidate
+    raise UserError(
+        f"{path} does not exist",
+        where=where,
+        mend=f"give a path relative to the working directory or to {root}",
+    )
+
+
+def check_untagged(untagged: str | None) -> None:
+    """Raises a UserError unless ``untagged`` is None, ``drop`` or ``negative``."""
+    if untagged not in (None, "drop", "negative"):
+        raise UserError(f"untagged is {untagged!r}, which is no choice", mend=UNTAGGED_MEND)
+
+
+def class_list(
+    classes: Sequence[str] | str | Path | None, root: Path
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Class names from a sequence or from a text file with one name in each line.
+
+    A leading ``background`` is left out, because mask id 0 is the background anyway.
+
+    Returns:
+        The names, or None if none were given; and notes.
+
+    Raises:
+        UserError: The file is missing, or a name is empty or stands twice.
+    """
+    if classes is None:
+        return None, []
+    where = "classes"
+    if isinstance(classes, str | Path):
+        file = locate(classes, root, where="classes")
+        where = str(file)
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"the class list cannot be read ({error})",
+                where=file,
+                mend="give a UTF-8 text file with one class name in each line",
+            ) from error
+        classes = [line for line in text.splitlines() if line.strip()]
+    names = [tidy(str(name)) for name in classes]
+    notes = []
+    if names and is_background(names[0]):
+        notes.append(f"'{names.pop(0)}' of the class list is left out: mask id 0 is background.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or not all(names) or twice:
+        what = f"class names stand twice: {', '.join(twice)}" if twice else "a class has no name"
+        raise UserError(what, where=where, mend="list each class once, in the order of mask ids")
+    return tuple(names), notes
+
+
+# --- names ----------------------------------------------------------------------------------
+
+
+def tidy(text: str) -> str:
+    """Text without surrounding blanks, in the Unicode form that compares equal across systems."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def natural_key(text: str) -> tuple:
+    """Sort key that puts ``class 2`` before ``class 10`` and ignores case where it can."""
+    parts = re.split(r"([0-9]+)", text)
+    return tuple(
+        (0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part.casefold())
+        for part in parts
+        if part
+    ), text
+
+
+def is_background(name: str) -> bool:
+    """Whether a class name means the background."""
+    return name.strip("_ ").casefold() == "background"
+
+
+def split_name(text: str) -> str:
+    """Name of a split: spellings of train, val and test are made one; others are kept."""
+    text = tidy(text)
+    return _SPLITS.get(text.casefold(), text) or "train"
+
+
+def is_split_word(text: str) -> bool:
+    """Whether ``text`` is a usual name of a split."""
+    return text.casefold() in _SPLITS
+
+
+def sample_id(relative: str) -> str:
+    """Id of an image: its path relative to the root without the image suffix, with ``/``."""
+    path = PurePosixPath(relative)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else relative
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def scan(root: Path, *, skip: Path | None = None) -> list[str]:
+    """Image files under ``root``, as sorted relative paths with ``/``.
+
+    Hidden files and folders and those of file managers are left out, and so is the folder
+    ``skip`` (masks may stand inside the root). Links to folders are followed, once.
+    """
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    if skip is not None and skip.is_dir():
+        seen.add(_identity(skip))
+    pending = [(os.fspath(root), "")]
+    while pending:
+        folder, prefix = pending.pop()
+        identity = _identity(folder)
+        if identity in seen and prefix:
+            continue
+        seen.add(identity)
+        with os.scandir(folder) as entries:
+            # Sorted, so that which of two links to a folder is followed does not vary.
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
+                if entry.is_dir():
+                    pending.append((entry.path, f"{prefix}{entry.name}/"))
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                    found.append(prefix + entry.name)
+    return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a name of a table stands for: the files that it may mean; none if it is missing."""
+
+    relative: str
+    files: tuple[str, ...]
+
+
+class NameIndex:
+    """Finds the file that a row of a table means.
+
+    A row may name a file relative to the root, with or without suffix, with the root's own
+    folder in front, or by its bare name if no other file has it.
+
+    Args:
+        files: Relative paths, as :func:`scan` yields them.
+        root: Folder they are relative to.
+    """
+
+    def __init__(self, files: Iterable[str], root: Path) -> None:
+        self._root = root
+        self._by_name: dict[str, set[str]] = defaultdict(set)
+        for file in files:
+            for name in {file, sample_id(file), file.rpartition("/")[2]}:
+                self._by_name[_key(name)].add(file)
+            self._by_name[_key(sample_id(file.rpartition("/")[2]))].add(file)
+
+    def find(self, name: str) -> Match | None:
+        """The files that ``name`` may mean; None if it leads out of the root."""
+        relative = self._relative(name)
+        if relative is None:
+            return None
+        files = self._lookup(relative)
+        if not files and self._root.resolve().name in relative.split("/")[:-1]:
+            parts = relative.split("/")
+            inner = "/".join(parts[parts.index(self._root.resolve().name) + 1 :])
+            files = self._lookup(inner)
+            relative = inner if files else relative
+        return Match(relative, files)
+
+    def _relative(self, name: str) -> str | None:
+        name = name.replace("\\", "/")
+        if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
+            inside = Path(name)
+            for root in (self._root, self._root.absolute(), self._root.resolve()):
+                if inside.is_relative_to(root):
+                    return inside.relative_to(root).as_posix()
+            return None
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        return None if ".." in parts or not parts else "/".join(parts)
+
+    def _lookup(self, relative: str) -> tuple[str, ...]:
+        found = self._by_name.get(_key(relative), set())
+        # The tighter reading wins: the file itself, then its id, then any case, then a bare name.
+        wanted = unicodedata.normalize("NFC", relative)
+        for reading in (_same, _same_id):
+            exact = {f for f in found if reading(unicodedata.normalize("NFC", f), wanted)}
+            if exact:
+                return tuple(sorted(exact))
+        for reading in (_same, _same_id):
+            loose = {f for f in found if reading(_key(f), _key(relative))}
+            if loose:
+                return tuple(sorted(loose))
+        return tuple(sorted(found))
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _same(file: str, name: str) -> bool:
+    return file == name
+
+
+def _same_id(file: str, name: str) -> bool:
+    return sample_id(file) == name
+
+
+# --- samples --------------------------------------------------------------------------------
+
+
+def settle_untagged(
+    samples: Sequence[Sample], untagged: Untagged | None, notes: list[str]
+) -> list[Sample]:
+    """Applies the user's choice to samples whose tags are None, and says so in ``notes``."""
+    check_untagged(untagged)
+    bare = sum(sample.tags is None for sample in samples)
+    if not bare or untagged is None:
+        return list(samples)
+    if untagged == "drop":
+        notes.append(f"{count(bare, 'untagged image')} left out (untagged: drop).")
+        return [sample for sample in samples if sample.tags is not None]
+    notes.append(
+        f"{count(bare, 'untagged image')} counted as confirmed negatives (untagged: negative)."
+    )
+    return [s if s.tags is not None else replace(s, tags=()) for s in samples]
+
+
+def with_masks(
+    samples: Sequence[Sample], folder: str | Path | None, root: Path, notes: list[str]
+) -> list[Sample]:
+    """Gives each sample the mask ``folder/<id>.png``, if there is one.
+
+    Raises:
+        UserError: The folder is missing, or holds no mask of any sample.
+    """
+    if folder is None:
+        return list(samples)
+    path = locate(folder, root, where="masks")
+    found = [replace(s, mask=_existing(path / f"{s.id}.png")) for s in samples]
+    number = sum(s.mask is not None for s in found)
+    if samples and not number:
+        raise UserError(
+            f"none of the {count(len(samples), 'image')} has a mask here",
+            where=path,
+            mend=f"name masks after the images, such as {path / (samples[0].id + '.png')}, "
+            "or leave masks out: they only evaluate",
+        )
+    notes.append(f"{count(number, 'image')} of {len(samples):,} with a ground-truth mask.")
+    return found
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def in_class_order(tags: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """Tags without repetition, in the order of the classes."""
+    wanted = set(tags)
+    return tuple(name for name in classes if name in wanted)

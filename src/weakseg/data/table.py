@@ -1,0 +1,689 @@
+"""Tag tables: CSV, TSV, JSON lines, and the published ``cls_labels.npy``.
+
+A table has a column that names images and either a column of tags or one column of zeros and
+ones for each class, and may have a column ``split``. What was detected is said in the notes; all
+problems of a table are reported together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weakseg.data.samples import IMAGE_SUFFIXES
+from weakseg.data.sources import (
+    UNTAGGED_MEND,
+    Untagged,
+    check_untagged,
+    count,
+    is_split_word,
+    natural_key,
+    split_name,
+    tidy,
+)
+from weakseg.errors import UserError
+from weakseg.registry import suggest
+
+__all__ = ["Problems", "TagRow", "TagTable", "read_label_vectors", "read_table"]
+
+_IMAGE_COLUMNS = (
+    "image", "images", "file", "filename", "path", "filepath", "imagepath", "imagefile",
+    "imagename", "imageid", "img", "id", "name",
+)  # fmt: skip
+_LABEL_COLUMNS = (
+    "labels", "label", "tags", "tag", "classes", "class", "classname", "classnames",
+    "categories", "category", "objects",
+)  # fmt: skip
+_SPLIT_COLUMNS = ("split", "subset", "partition")
+_BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TagRow:
+    """One row of a table.
+
+    Attributes:
+        row: Its number in the file, as a spreadsheet or an editor shows it.
+        name: The image as the row names it.
+        tags: Class names; empty for a confirmed negative; None if the row is to be left out.
+        split: Split that the row names, or None.
+    """
+
+    row: int
+    name: str
+    tags: tuple[str, ...] | None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class TagTable:
+    """A tag table as read.
+
+    Attributes:
+        path: The file.
+        rows: Its rows, in the order of the file.
+        notes: What was detected or assumed, one sentence each.
+    """
+
+    path: Path
+    rows: tuple[TagRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """All tags that occur, in natural order."""
+        return tuple(sorted({t for r in self.rows for t in r.tags or ()}, key=natural_key))
+
+
+@dataclass
+class Problems:
+    """Collects what is wrong with the rows of a table, to report all of it at once."""
+
+    path: Path
+    found: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
+
+    def add(self, row: int, what: str, mend: str | None = None) -> None:
+        """Notes that ``what`` is wrong in row number ``row``."""
+        self.found.setdefault((what, mend), []).append(row)
+
+    def check(self) -> None:
+        """Raises one UserError with everything that was added."""
+        if not self.found:
+            return
+        total = len({row for rows in self.found.values() for row in rows})
+        lines = [f"{count(total, 'row')} of the table cannot be used:"]
+        # Whatever concerns most rows comes first; ties keep the order of the file.
+        ordered = sorted(self.found.items(), key=lambda item: (-len(item[1]), item[1][0]))
+        lines += [f"    {_row_list(rows)}: {what}" for (what, _), rows in ordered[:_SHOWN]]
+        if len(ordered) > _SHOWN:
+            lines.append(f"    and {len(ordered) - _SHOWN} other problems")
+        mends = dict.fromkeys(mend for (_, mend), _ in ordered if mend)
+        raise UserError("\n".join(lines), where=self.path, mend="; ".join(mends) or None)
+
+
+def _row_list(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:5])
+    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+@dataclass(slots=True)
+class _Raw:
+    """A row before its cell is cut into tags; a tuple is already cut."""
+
+    row: int
+    name: str
+    cell: str | tuple[str, ...]
+    split: str | None
+
+
+def read_table(
+    path: str | Path, *, classes: Sequence[str] | None = None, untagged: Untagged | None = None
+) -> TagTable:
+    """Reads a tag table.
+
+    Tags in one cell are separated by ``;`` or ``|``, else by ``,`` (in CSV inside quotes), else by
+    blanks if each word is a known class: one of ``classes`` or, without them, the whole content
+    of another cell. One separator holds for the whole table.
+
+    Args:
+        path: ``.jsonl`` or ``.ndjson`` (objects with ``image`` and ``labels``), ``.npy`` (label
+            vectors in the order of ``classes``), anything else as delimited text.
+        classes: Allowed tags; None allows any.
+        untagged: What an empty cell means; ``"drop"`` yields rows with tags None.
+
+    Raises:
+        UserError: The file cannot be read, or rows of it cannot be used (all of them are named).
+    """
+    path = Path(path)
+    check_untagged(untagged)
+    if not path.is_file():
+        raise UserError("there is no such table", where=path, mend="check the path of the labels")
+    problems = Problems(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        raws, notes = _read_vectors(path, classes)
+    elif suffix in {".jsonl", ".ndjson", ".json"}:
+        raws, notes = _read_jsonl(path, problems)
+    else:
+        raws, notes = _read_delimited(path, classes, problems)
+    notes += _cut_cells(raws, classes)
+    rows, more = _validated(raws, classes, untagged, problems)
+    problems.check()
+    if not rows:
+        raise UserError("the table has no rows", where=path, mend="write one row for each image")
+    return TagTable(path, tuple(rows), tuple(f"{path.name}: {note}" for note in notes + more))
+
+
+# --- readers: each yields raw rows and notes ------------------------------------------------
+
+
+def _read_vectors(path: Path, classes: Sequence[str] | None) -> tuple[list[_Raw], list[str]]:
+    vectors = read_label_vectors(path)
+    length = next(iter(vectors.values())).size
+    if classes is None or len(classes) != length:
+        given = "no class names were given" if classes is None else f"{len(classes)} were given"
+        raise UserError(
+            f"its label vectors have {length} entries, but {given}",
+            where=path,
+            mend=f"give the {length} class names in the order of the vectors (classes:)",
+        )
+    raws = [
+        _Raw(row, name, tuple(c for c, v in zip(classes, vector, strict=True) if v > 0.5), None)
+        for row, (name, vector) in enumerate(vectors.items(), start=1)
+    ]
+    return raws, [f"{count(length, 'class', 'classes')} in the order of the label vectors."]
+
+
+def _read_jsonl(path: Path, problems: Problems) -> tuple[list[_Raw], list[str]]:
+    raws = []
+    for row, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            problems.add(row, "this is not a JSON object", "write one JSON object in each line")
+            continue
+        raw = _json_row(row, entry, problems)
+        if raw is not None:
+            raws.append(raw)
+    listed = any(isinstance(raw.cell, tuple) for raw in raws)
+    return raws, [f"JSON lines with tags as {'lists' if listed else 'text'}."]
+
+
+def _json_row(row: int, entry: dict[str, Any], problems: Problems) -> _Raw | None:
+    keys = list(entry)
+    image, labels = _pick(keys, _IMAGE_COLUMNS), _pick(keys, _LABEL_COLUMNS)
+    split = _pick(keys, _SPLIT_COLUMNS)
+    if image is None or labels is None:
+        problems.add(row, "'image' or 'labels' is missing", "give both in each object")
+        return None
+    name, cell = entry[keys[image]], entry[keys[labels]]
+    if not isinstance(name, str):
+        problems.add(row, "'image' is not text", "name the image file")
+        return None
+    if isinstance(cell, list) and all(isinstance(tag, str) for tag in cell):
+        cell = tuple(tidy(tag) for tag in cell)
+    elif cell is None:
+        cell = ""
+    elif not isinstance(cell, str):
+        problems.add(row, "'labels' is neither text nor a list of text", "give names of classes")
+        return None
+    return _Raw(row, name, cell, _split_cell(entry, keys, split))
+
+
+def _split_cell(entry: dict[str, Any], keys: list[str], column: int | None) -> str | None:
+    value = entry[keys[column]] if column is not None else None
+    return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which column of a delimited table holds what."""
+
+    header: tuple[str, ...]
+    image: int
+    labels: int | None
+    split: int | None
+    one_hot: tuple[int, ...]
+    first: int  # index of the first record that is not a header
+    notes: tuple[str, ...]
+
+
+def _read_delimited(
+    path: Path, classes: Sequence[str] | None, problems: Problems
+) -> tuple[list[_Raw], list[str]]:
+    records, delimiter = _records(path)
+    layout = _layout(records, path, classes)
+    raws = []
+    for row, record in enumerate(records[layout.first :], start=layout.first + 1):
+        if not any(cell.strip() for cell in record):
+            continue
+        if len(record) != len(layout.header):
+            problems.add(
+                row,
+                f"{count(len(record), 'cell')} where the header has {len(layout.header)}",
+                "separate tags with ';', or put a cell that holds commas in quotes",
+            )
+            continue
+        raw = _delimited_row(row, record, layout, problems)
+        if raw is not None:
+            raws.append(raw)
+    written = {",": "commas", "\t": "tabs", ";": "semicolons"}[delimiter]
+    return raws, [f"columns are separated by {written}.", *layout.notes]
+
+
+def _records(path: Path) -> tuple[list[list[str]], str]:
+    """All records under the delimiter that makes sense of the first one."""
+    text = _text(path)
+    best: tuple[tuple[bool, int], list[list[str]], str] | None = None
+    for delimiter in ("\t", ",", ";"):
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            records = list(reader)
+        except csv.Error as error:
+            raise UserError(
+                f"the table cannot be read ({error})", where=path, mend="save it as plain CSV"
+            ) from error
+        first = [tidy(cell) for cell in records[0]] if records else []
+        useful = _pick(first, _IMAGE_COLUMNS) is not None or _is_headless(first)
+        score = (useful and len(first) > 1, len(first))
+        if best is None or score > best[0]:
+            best = score, records, delimiter
+    assert best is not None
+    if not best[1]:
+        raise UserError("the table is empty", where=path, mend="write one row for each image")
+    return best[1], best[2]
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # "Unicode text" of spreadsheets
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the table is not UTF-8 text ({error.reason} at byte {error.start:,})",
+            where=path,
+            mend="save it as CSV with UTF-8 encoding",
+        ) from error
+
+
+def _layout(records: list[list[str]], path: Path, classes: Sequence[str] | None) -> _Layout:
+    header = tuple(tidy(cell) for cell in records[0])
+    image, labels = _pick(header, _IMAGE_COLUMNS), _pick(header, _LABEL_COLUMNS)
+    split = _pick(header, _SPLIT_COLUMNS)
+    if image is None and _is_headless(header):
+        thirds = {tidy(record[2]) for record in records if len(record) > 2}
+        third = 2 if thirds and all(map(is_split_word, thirds)) else None
+        note = "no header; the first column names images, the second holds tags."
+        return _Layout(header, 0, 1, third, (), 0, (note,))
+    if image is None:
+        raise UserError(
+            f"no column names images; the columns are: {', '.join(header)}",
+            where=path,
+            mend="name the columns 'image' and 'labels' in the first row",
+        )
+    if labels is not None:
+        note = f"images are named in column '{header[image]}', tags in column '{header[labels]}'."
+        return _Layout(header, image, labels, split, (), 1, (note,))
+    columns, notes = _one_hot_columns(records, header, {image, split}, classes)
+    if not columns:
+        raise UserError(
+            f"no column holds tags; the columns are: {', '.join(header)}",
+            where=path,
+            mend="name the column of tags 'labels', or give one column of 0 and 1 for each class",
+        )
+    return _Layout(header, image, None, split, columns, 1, notes)
+
+
+def _one_hot_columns(
+    records: list[list[str]],
+    header: tuple[str, ...],
+    taken: set[int | None],
+    classes: Sequence[str] | None,
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    rest = [i for i, name in enumerate(header) if i not in taken and name]
+    if classes is not None:
+        columns = [i for i in rest if header[i] in set(classes)]
+    else:
+        columns = [i for i in rest if _is_one_hot(records, i)]
+    others = [header[i] for i in rest if i not in columns]
+    notes = [f"{count(len(columns), 'column')} of 0 and 1, one for each class."]
+    if others:
+        notes.append(f"columns left aside: {', '.join(others)}.")
+    return tuple(columns), tuple(notes)
+
+
+def _is_one_hot(records: list[list[str]], column: int) -> bool:
+    cells = {r[column].strip().lower() for r in records[1:] if column < len(r)}
+    return bool(cells - {""}) and cells - {""} <= set(_BITS)
+
+
+def _delimited_row(row: int, record: list[str], layout: _Layout, problems: Problems) -> _Raw | None:
+    split = record[layout.split] if layout.split is not None else None
+    name = record[layout.image]
+    if layout.labels is not None:
+        return _Raw(row, name, record[layout.labels], split)
+    tags = []
+    for column in layout.one_hot:
+        bit = _BITS.get(record[column].strip().lower())
+        if bit is None:
+            problems.add(
+                row,
+                f"column '{layout.header[column]}' holds {record[column]!r:.40}",
+                "write 0 or 1 in the column of each class",
+            )
+            return None
+        if bit:
+            tags.append(layout.header[column])
+    return _Raw(row, name, tuple(tags), split)
+
+
+def _pick(names: Sequence[str], wanted: Sequence[str]) -> int | None:
+    """Index of the name that comes first in ``wanted``, whatever its case and separators."""
+    plain = [re.sub(r"[\W_]", "", name).casefold() for name in names]
+    return next((plain.index(name) for name in wanted if name in plain), None)
+
+
+def _is_headless(record: Sequence[str]) -> bool:
+    return len(record) > 1 and Path(record[0]).suffix.lower() in IMAGE_SUFFIXES
+
+
+# --- cells ----------------------------------------------------------------------------------
+
+
+def _cut_cells(raws: list[_Raw], classes: Sequence[str] | None) -> list[str]:
+    """Cuts all text cells into tags, in place, with one separator for the whole table."""
+    cells = {tidy(raw.cell) for raw in raws if isinstance(raw.cell, str)} - {""}
+    if not cells:
+        return []
+    whole = {tidy(name) for name in classes or ()}
+    words = whole or {cell for cell in cells if len(cell.split()) == 1}
+    pattern, note = _separator(cells - whole, words)
+    notes = [note]
+    doubtful = []
+    for raw in raws:
+        if not isinstance(raw.cell, str):
+            continue
+        cell = tidy(raw.cell)
+        tokens = cell.split()
+        if cell in whole or (pattern is None and len(tokens) < 2):
+            raw.cell = (cell,) if cell else ()
+        elif pattern is not None:
+            raw.cell = tuple(tag for tag in map(tidy, re.split(pattern, cell)) if tag)
+        elif all(token in words for token in tokens):
+            raw.cell = tuple(tokens)
+        else:
+            doubtful += [cell] * any(token in words for token in tokens)
+            raw.cell = (cell,)
+    if doubtful and not whole:
+        notes.append(
+            f"{doubtful[0]!r} and {len(set(doubtful)) - 1} other cells were kept as one tag, "
+            "although a part of them is a tag elsewhere; list the classes to have them cut."
+        )
+    return notes
+
+
+def _separator(cells: Iterable[str], words: set[str]) -> tuple[str | None, str]:
+    """A pattern to cut at, or None for blanks between known words; and what to say about it."""
+    text = "\n".join(cells)
+    marks = [mark for mark in ";|" if mark in text]
+    if marks:
+        shown = " or ".join(f"'{mark}'" for mark in marks)
+        return f"[{''.join(marks)}]", f"tags are separated by {shown}."
+    if "," in text:
+        return ",", "tags are separated by ','."
+    tokens = [cell.split() for cell in cells]
+    if any(len(t) > 1 and all(word in words for word in t) for t in tokens):
+        return None, "tags are separated by blanks."
+    return None, "each image has one tag at most."
+
+
+def _validated(
+    raws: Iterable[_Raw],
+    classes: Sequence[str] | None,
+    untagged: Untagged | None,
+    problems: Problems,
+) -> tuple[list[TagRow], list[str]]:
+    allowed = None if classes is None else {tidy(name) for name in classes}
+    rows, empty = [], 0
+    for raw in raws:
+        name = tidy(raw.name)
+        tags: tuple[str, ...] | None = tuple(dict.fromkeys(tag for tag in raw.cell if tag))
+        if not name:
+            problems.add(raw.row, "no image is named", "name the image file")
+        if not tags:
+            empty += 1
+            tags = None if untagged == "drop" else ()
+            if untagged is None:
+                problems.add(raw.row, "no tags", UNTAGGED_MEND)
+        for tag in tags or ():
+            if allowed is not None and tag not in allowed:
+                mend = suggest(tag, allowed) if len(allowed) <= 30 else "use names of the classes"
+                problems.add(raw.row, f"tag {tag!r} is no class", mend)
+        split = split_name(raw.split) if raw.split is not None else None
+        rows.append(TagRow(raw.row, name, tags, split))
+    notes = []
+    if empty and untagged:
+        meaning = "left out" if untagged == "drop" else "counted as confirmed negatives"
+        notes.append(f"{count(empty, 'image')} without tags {meaning} (untagged: {untagged}).")
+    return rows, notes
+
+
+# --- cls_labels.npy -------------------------------------------------------------------------
+#
+# Such a file is a 0-d object array around a pickled dict: image id -> vector of zeros and ones.
+# Unpickling can run any code, so a restricted unpickler rebuilds only what these files hold: the
+# few NumPy names that they mention are replaced by plain stand-ins below, all else is refused.
+
+_VECTOR_MEND = "give the tags as a CSV table with the columns image and labels"
+
+
+def read_label_vectors(path: str | Path) -> dict[str, np.ndarray]:
+    """Image ids and label vectors of a ``cls_labels.npy`` file.
+
+    Integer keys such as ``2007000032`` become ``"2007_000032"``, the form of VOC file names.
+
+    Args:
+        path: A ``.npy`` file around a pickled dict, or a bare pickled dict.
+
+    Returns:
+        Id -> (K,) float32.
+
+    Raises:
+        UserError: The file holds anything else. Nothing in it is ever executed.
+    """
+    try:
+        content = Path(path).read_bytes()
+        stream = io.BytesIO(content)
+        if content.startswith(np.lib.format.MAGIC_PREFIX):
+            _skip_header(stream, path)
+        value = _Unpickler(stream, encoding="latin1").load()
+    except UserError as error:
+        raise UserError(error.what, where=path, mend=_VECTOR_MEND) from None
+    # A malformed pickle can make the interpreter of its opcodes raise nearly anything.
+    except Exception as error:
+        raise UserError(
+            f"this is no file of label vectors ({type(error).__name__}: {error})",
+            where=path,
+            mend=_VECTOR_MEND,
+        ) from error
+    if isinstance(value, _Array):
+        value = value.item()
+    if not isinstance(value, dict):
+        raise UserError(
+            "this file holds no dictionary of label vectors", where=path, mend=_VECTOR_MEND
+        )
+    return _checked_vectors(value, path)
+
+
+def _skip_header(stream: io.BytesIO, path: str | Path) -> None:
+    version = np.lib.format.read_magic(stream)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise UserError(f"unknown version {version} of the .npy format")
+    shape, _, dtype = read(stream)
+    if shape != () or dtype != np.dtype(object):
+        raise UserError(
+            f"an array of shape {shape} and type {dtype} names no images; a dictionary from ids "
+            "to label vectors is needed"
+        )
+
+
+def _checked_vectors(value: dict[Any, Any], path: str | Path) -> dict[str, np.ndarray]:
+    vectors: dict[str, np.ndarray] = {}
+    for key, entry in value.items():
+        name = _vector_name(key)
+        vector = entry.array() if isinstance(entry, _Array) else entry
+        fits = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.size > 0
+        if name is None or not fits or not np.isfinite(vector).all():
+            raise UserError(
+                f"entry {key!r:.80} is not an image id with a vector of numbers",
+                where=path,
+                mend=_VECTOR_MEND,
+            )
+        vectors[name] = vector.astype(np.float32)
+    if not vectors or len({v.size for v in vectors.values()}) > 1:
+        what = "its label vectors differ in length" if vectors else "it holds no image"
+        raise UserError(what, where=path, mend=_VECTOR_MEND)
+    return vectors
+
+
+def _vector_name(key: object) -> str | None:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, int) and not isinstance(key, bool):
+        digits = str(key)
+        return f"{digits[:4]}_{digits[4:]}" if len(digits) == 10 else digits
+    return None
+
+
+# --- stand-ins: what the pickle may build ---------------------------------------------------
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``: a kind, an item size and a byte order."""
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]|O[48]?", code):
+            raise UserError(f"values of type {code!r:.40} are no labels")
+        self._code = code
+        self._order = ""
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order not in ("<", ">", "|", "="):
+            raise UserError("a damaged type description")
+        self._order = order
+
+    @property
+    def is_object(self) -> bool:
+        return self._code.startswith("O")
+
+    def numpy(self) -> np.dtype:
+        if self.is_object:
+            raise UserError("label vectors hold objects instead of numbers")
+        return np.dtype(self._order + self._code)
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``: shape, type and content, checked against each other."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
+            raise UserError("a damaged array")
+        self._state = state[1:]
+
+    def _parts(self) -> tuple[Any, ...]:
+        if not self._state:
+            raise UserError("an array without content")
+        return self._state
+
+    def item(self) -> Any:
+        """The one object of a 0-d object array."""
+        shape, dtype, _, content = self._parts()
+        if shape != () or not dtype.is_object or not isinstance(content, list) or len(content) != 1:
+            raise UserError("this file holds no dictionary of label vectors")
+        return content[0]
+
+    def array(self) -> np.ndarray:
+        """The numbers."""
+        shape, dtype, fortran, content = self._parts()
+        kind = dtype.numpy()
+        sound = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        if not sound or math.prod(shape) * kind.itemsize != len(content):
+            raise UserError("a damaged array: its content does not fill its shape")
+        numbers = np.frombuffer(_bytes(content), kind)
+        return np.reshape(numbers, shape, order="F" if fortran else "C")
+
+
+def _reconstruct(kind: Any, *_: Any) -> _Array:
+    if not isinstance(kind, _Admitted) or kind.make is not _Array:
+        raise UserError("a file of label vectors holds arrays only")
+    return _Array()
+
+
+def _scalar(dtype: Any, content: Any = b"") -> int | float:
+    if not isinstance(dtype, _Dtype):
+        raise UserError("a damaged number")
+    return np.frombuffer(_bytes(content), dtype.numpy(), count=1)[0].item()
+
+
+def _encode(text: Any, codec: Any = "latin1") -> bytes:
+    """How pickle protocol 2 spells bytes."""
+    if not isinstance(text, str) or codec != "latin1":
+        raise UserError("damaged bytes")
+    return text.encode("latin1")
+
+
+def _bytes(content: Any) -> bytes:
+    if isinstance(content, str):  # bytes of Python 2
+        return content.encode("latin1")
+    if not isinstance(content, bytes):
+        raise UserError("a damaged array")
+    return content
+
+
+class _Admitted:
+    """A stand-in as the pickle sees it: it can be called, and nothing on it can be set."""
+
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UserError("the file tries to change what reads it; it was not read")
+
+
+# NumPy 1 and 2 name the same two functions in different modules.
+_ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+    **{
+        (f"numpy.{core}.multiarray", name): stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts, lists, strings, numbers and the stand-ins above, and refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _Admitted(_ADMITTED[module, name])
+        except KeyError:
+            raise UserError(
+                f"the file asks for {module}.{name}, which label vectors do not need; it may be "
+                "harmful and was not read"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UserError("the file refers to objects outside of itself")

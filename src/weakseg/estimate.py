@@ -1,0 +1,154 @@
+"""What a run will do, and about how long it will take, measured on the real network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from weakseg.data.loading import MaskBatch
+from weakseg.data.samples import Collection
+from weakseg.methods import Batch, Trainable, build
+from weakseg.networks.backbone import backbone_factory, make_backbone
+from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import InferenceConfig, Recipe
+from weakseg.stages.batches import pick_device
+from weakseg.training.config import TrainConfig
+from weakseg.training.segmenter import Segmenter
+
+__all__ = ["PlannedStage", "plan"]
+
+_ASSUMED_SIDE = 400  # of an image that has no max_side; only the estimate depends on it
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a run to come: ``what`` in words, and ``seconds`` where they could be measured."""
+
+    name: str
+    what: str
+    seconds: float | None
+
+
+def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[PlannedStage]:
+    """The stages with their sizes and an estimate of their time.
+
+    One forward and backward pass of each network is timed on this machine, with random weights:
+    nothing is fetched or written.
+    """
+    device = pick_device(recipe.runtime.accelerator)
+    train = collection.split(*recipe.data.train)
+    classes = len(collection.classes)
+    method = build(recipe.method, backbone_factory(_empty(recipe.backbone)), classes).to(device)
+    stages = []
+    for name in names:
+        what, seconds = f"{len(collection)} images", None
+        if name == "train":
+            what, seconds = _training(
+                recipe.train, len(train), recipe.backbone.name, method, classes, device
+            )
+        elif name == "segment":
+            spec = recipe.segmenter_backbone
+            network = _segmenter(recipe, classes).to(device)
+            what, seconds = _training(
+                recipe.segmenter.train,
+                len(train),
+                f"DeepLabV3+ {spec.name}",
+                network,
+                classes,
+                device,
+            )
+        elif name == "seeds":
+            what, seconds = _inference(recipe.seeds, len(train), method, device)
+        elif name == "predict":
+            what, seconds = _inference(
+                recipe.predict, len(collection), _segmenter(recipe, classes).to(device), device
+            )
+        elif name == "masks":
+            what = f"{len(train)} masks, rule {recipe.masks.rule}"
+        elif name == "evaluate":
+            what = f"{sum(s.mask is not None for s in collection)} images with ground truth"
+        stages.append(PlannedStage(name, what, seconds))
+    return stages
+
+
+def _empty(spec: BackboneSpec) -> BackboneSpec:
+    return spec.model_copy(update={"pretrained": False, "weights": None})
+
+
+def _segmenter(recipe: Recipe, classes: int) -> Segmenter:
+    config = recipe.segmenter
+    backbone = make_backbone(_empty(recipe.segmenter_backbone))
+    return Segmenter(DeepLabV3Plus(backbone, classes + 1, config.channels, config.dilations))
+
+
+def _training(
+    config: TrainConfig,
+    images: int,
+    network: str,
+    model: Trainable,
+    classes: int,
+    device: torch.device,
+) -> tuple[str, float]:
+    steps = config.total_steps(images)
+    part = max(2, config.batch // config.accumulate)
+    x = torch.zeros(part, 3, config.crop, config.crop, device=device)
+    ids = [""] * part
+    batch: Any
+    if isinstance(model, Segmenter):
+        batch = MaskBatch(
+            x, torch.zeros(part, config.crop, config.crop, dtype=torch.int64, device=device), ids
+        )
+    else:
+        batch = Batch(x, torch.ones(part, classes, device=device), ids)
+
+    def step() -> None:
+        for phase in model.phases().values():
+            torch.stack(list(phase.losses(batch, 0.99).values())).sum().backward()
+
+    model.train()
+    return (
+        f"{network}, {steps} steps of {config.batch} images at {config.crop} px",
+        steps * config.accumulate * _time(step, device),
+    )
+
+
+def _inference(
+    config: InferenceConfig, images: int, model: Trainable, device: torch.device
+) -> tuple[str, float]:
+    side = min(config.max_side or _ASSUMED_SIDE, _ASSUMED_SIDE)
+    count = 2 if config.flip else 1
+    seconds = 0.0
+    model.eval()
+    for scale in config.scales:
+        x = torch.zeros(
+            count,
+            3,
+            max(32, round(side * scale)),
+            max(32, round(0.75 * side * scale)),
+            device=device,
+        )
+        with torch.inference_mode():
+            seconds += _time(partial(model, x), device)
+    flip = " + flip" if config.flip else ""
+    return (
+        f"{images} images at scales {' '.join(f'{s:g}' for s in config.scales)}{flip}",
+        images * seconds,
+    )
+
+
+def _time(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the second call: the first one warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return seconds

@@ -1,0 +1,209 @@
+"""Model folders: ``model.safetensors`` + ``config.json`` + a card; what users share and load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weakseg.data.images import voc_palette
+from weakseg.errors import UserError
+from weakseg.files import atomic_path, write_json
+from weakseg.inference import Normalise, Predictor
+from weakseg.methods import Trainable, build
+from weakseg.networks.backbone import backbone_factory
+from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.networks.spec import BackboneSpec
+from weakseg.training.segmenter import Segmenter
+
+__all__ = ["initialise", "load", "read_weights", "save"]
+
+_FORMAT = 1
+
+
+def save(
+    folder: Path, predictor: Predictor, network: Mapping[str, Any], details: Mapping[str, Any]
+) -> None:
+    """Writes a model folder.
+
+    Args:
+        folder: Made when absent.
+        predictor: The trained model and how to use it.
+        network: What rebuilds it: ``task`` ("method" or "segmenter"), ``backbone`` and either
+            ``method`` or ``decoder``.
+        details: Numbers and settings worth keeping, for the card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in predictor.model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+    config = {
+        "format": _FORMAT,
+        **network,
+        "classes": list(predictor.classes),
+        "palette": voc_palette()[: len(predictor.classes) + 1].tolist(),
+        "preprocessing": {
+            "mean": list(predictor.normalise.mean),
+            "std": list(predictor.normalise.std),
+        },
+        "inference": {
+            "scales": list(predictor.scales),
+            "flip": predictor.flip,
+            "max_side": predictor.max_side,
+            "head": predictor.head,
+            "threshold": predictor.threshold,
+        },
+        "details": dict(details),
+    }
+    write_json(folder / "config.json", config)
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(_card(config), encoding="utf-8")
+
+
+def load(folder: str | Path) -> Predictor:
+    """Loads a model folder, or the best model of a run folder.
+
+    Args:
+        folder: A model folder; or a run, whose segmenter is taken, else its classifier.
+
+    Returns:
+        A predictor: ``probabilities(images)`` and ``predict(image)``.
+
+    Raises:
+        UserError: Not a model folder, or its files do not fit together.
+    """
+    folder = find_model(Path(folder))
+    config = _read_config(folder)
+    spec = BackboneSpec(**config["backbone"])
+    classes = tuple(config["classes"])
+    if config["task"] == "method":
+        model: Trainable = build(config["method"], backbone_factory(spec), len(classes))
+    else:
+        decoder = config["decoder"]
+        model = Segmenter(
+            DeepLabV3Plus(
+                backbone_factory(spec)(),
+                len(classes) + 1,
+                decoder["channels"],
+                decoder["dilations"],
+            )
+        )
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights do not fit the configuration: {str(error).splitlines()[0]}",
+            where=folder,
+            mend="copy the whole model folder again; its files belong together",
+        ) from None
+    inference = config["inference"]
+    return Predictor(
+        model.eval(),
+        classes,
+        Normalise(tuple(config["preprocessing"]["mean"]), tuple(config["preprocessing"]["std"])),
+        scales=tuple(inference["scales"]),
+        flip=inference["flip"],
+        max_side=inference["max_side"],
+        threshold=inference["threshold"],
+        head=inference["head"],
+        details=config["details"],
+    )
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder itself, or that of a run: the segmenter's, else the classifier's."""
+    for candidate in (
+        folder,
+        folder / "model",
+        folder / "5-segment" / "model",
+        folder / "2-train" / "model",
+    ):
+        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
+            return candidate
+    raise UserError(
+        "holds no model (config.json and model.safetensors)",
+        where=folder,
+        mend="give a model folder, such as RUN/2-train/model, or a finished run",
+    )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model folder.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot be read ({error})",
+            where=folder / "model.safetensors",
+            mend="copy the model folder again",
+        ) from None
+
+
+def initialise(model: Trainable, folder: Path) -> list[str]:
+    """Starts ``model`` from the weights of another run or model folder.
+
+    Tensors are matched by name and shape; what has no match keeps its own start.
+
+    Returns:
+        Names of the tensors that were not found, so that callers can say so.
+
+    Raises:
+        UserError: Nothing matches: another backbone, most likely.
+    """
+    given = read_weights(find_model(folder))
+    own = model.state_dict()
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise UserError(
+            "no tensor of this model fits the network",
+            where=folder,
+            mend="use the same backbone as that run",
+        )
+    model.load_state_dict(fitting, strict=False)
+    return [k for k in own if k not in fitting]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"is not JSON ({error})",
+            where=folder / "config.json",
+            mend="copy the model folder again",
+        ) from None
+    if config.get("format") != _FORMAT:
+        raise UserError(
+            f"has format {config.get('format')!r}, this version reads {_FORMAT}",
+            where=folder / "config.json",
+            mend="use the version of weakseg that wrote it (see README.md beside it)",
+        )
+    return config
+
+
+def _card(config: Mapping[str, Any]) -> str:
+    details = "\n".join(f"* {key}: {value}" for key, value in config["details"].items())
+    classes = ", ".join(config["classes"])
+    return f"""# {config["task"].capitalize()} trained by weakseg
+
+Segments {len(config["classes"])} classes: {classes}. Mask ids follow this order from 1; 0 is
+background. It was trained from image tags: no pixel label was used.
+
+```python
+import weakseg
+
+model = weakseg.load("this/folder")
+mask = model.predict("image.jpg")
+```
+
+{details}
+"""

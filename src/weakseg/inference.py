@@ -1,0 +1,262 @@
+"""From images to maps: several scales and flips, merged by the kind of map; and the predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from weakseg.data.images import read_image
+from weakseg.errors import UserError
+from weakseg.methods.base import Maps, Trainable
+from weakseg.ops import gate, merge_maps
+
+__all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
+
+_PRESENT = 0.5  # probability above which a class counts as present where tags are not given
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """RGB mean and standard deviation that the network's weights expect."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> float32, normalised."""
+        return V.normalize(
+            V.to_dtype(images, torch.float32, scale=True), list(self.mean), list(self.std)
+        )
+
+
+@contextmanager
+def evaluating(model: Trainable):
+    """Evaluation mode without gradients; restores the mode afterwards, also after an error."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        model.train(training)
+
+
+def multi_scale(
+    model: Trainable,
+    images: Tensor,
+    normalise: Normalise,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    size: tuple[int, int] | None = None,
+    head: str | None = None,
+) -> Maps:
+    """Maps of images of one size, over scales and flips.
+
+    Args:
+        model: A method or a segmenter, in evaluation mode.
+        images: (B, 3, H, W) uint8.
+        normalise: As the network expects.
+        scales: Factors on the images' size (bicubic, antialiased).
+        flip: Adds the mirrored images, in the same forward pass.
+        size: (h, w) of the result; default (H, W).
+        head: Head of the method.
+
+    Returns:
+        Maps with scores (B, K, h, w) in [0, 1], merged by their kind; logits are those of image
+        level, averaged over scales and flips.
+    """
+    size = size or (images.shape[-2], images.shape[-1])
+    scores, backgrounds, logits = [], [], []
+    kind: Any = "logit"
+    for scale in scales:
+        for maps, mirrored in _views(model, images, normalise, scale, flip, head):
+            kind = maps.kind
+            scores.append(_upright(maps.scores, mirrored, size))
+            if maps.background is not None:
+                backgrounds.append(_upright(maps.background, mirrored, size))
+            if maps.logits is not None:
+                logits.append(maps.logits.float())
+    return Maps(
+        merge_maps(scores, kind),
+        kind=kind,
+        background=merge_maps(backgrounds, "probability") if backgrounds else None,
+        logits=torch.stack(logits).mean(0) if logits else None,
+    )
+
+
+def _views(
+    model: Trainable,
+    images: Tensor,
+    normalise: Normalise,
+    scale: float,
+    flip: bool,
+    head: str | None,
+):
+    height, width = images.shape[-2:]
+    scaled = images
+    if scale != 1.0:
+        side = [max(1, round(height * scale)), max(1, round(width * scale))]
+        scaled = V.resize(images, side, interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+    inputs = normalise(scaled)
+    if not flip:
+        yield model(inputs, head), False
+        return
+    both = model(torch.cat([inputs, inputs.flip(-1)]), head)
+    count = len(images)
+    for rows, mirrored in ((slice(0, count), False), (slice(count, None), True)):
+        yield (
+            Maps(
+                both.scores[rows],
+                both.kind,
+                None if both.background is None else both.background[rows],
+                None if both.logits is None else both.logits[rows],
+            ),
+            mirrored,
+        )
+
+
+def _upright(maps: Tensor, mirrored: bool, size: tuple[int, int]) -> Tensor:
+    maps = maps.float()
+    if maps.shape[-2:] != size:
+        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return maps.flip(-1) if mirrored else maps
+
+
+@dataclass
+class Predictor:
+    """A trained model, ready to use on images.
+
+    Attributes:
+        model: A method or a segmenter.
+        classes: K foreground classes; ids 1..K in masks.
+        normalise: As the network expects.
+        scales: Factors on the image's size.
+        flip: Whether the mirrored image is added.
+        max_side: Larger images are reduced to this longer side first.
+        threshold: Background score; for models that give no background map.
+        head: Head of the method.
+        details: Everything else that the model folder says.
+    """
+
+    model: Trainable
+    classes: tuple[str, ...]
+    normalise: Normalise
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    max_side: int | None = None
+    threshold: float | None = None
+    head: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Moves the model."""
+        self.model.to(device)
+        return self
+
+    def probabilities(self, images: Tensor, tags: Tensor | None = None) -> Tensor:
+        """Class probabilities of images of one size.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB.
+            tags: (B, K), 1 where the class is present; without it a classifier's own decision
+                gates its maps.
+
+        Returns:
+            (B, K + 1, H, W) float32 that sums to 1 over classes, background first.
+
+        Raises:
+            UserError: Wrong shape or dtype.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise UserError(
+                f"images are {tuple(images.shape)} {images.dtype}",
+                mend="give (B, 3, H, W) uint8 in RGB order",
+            )
+        with evaluating(self.model):
+            maps = multi_scale(
+                self.model,
+                images.to(self.device),
+                self.normalise,
+                scales=self.scales,
+                flip=self.flip,
+                head=self.head,
+            )
+        scores = maps.scores
+        if tags is None and maps.logits is not None and maps.background is None:
+            tags = (maps.logits.sigmoid() > _PRESENT).float()
+        if tags is not None:
+            scores = gate(scores, tags.to(scores.device))
+        background = maps.background
+        if background is None:
+            background = torch.full_like(
+                scores[:, :1], self.threshold if self.threshold is not None else 0.3
+            )
+        both = torch.cat([background, scores], 1)
+        return both / both.sum(1, keepdim=True).clamp(min=1e-8)
+
+    def predict(
+        self, image: str | Path | np.ndarray, tags: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """The mask of one image.
+
+        Args:
+            image: File, or (H, W, 3) uint8 RGB.
+            tags: Names of the classes present, where known: no other class is predicted.
+
+        Returns:
+            (H, W) uint8 at the image's size: 0 background, i + 1 for ``classes[i]``.
+
+        Raises:
+            UserError: The image cannot be read, or a tag is not one of the classes.
+        """
+        full = read_image(Path(image)) if isinstance(image, (str, Path)) else np.asarray(image)
+        if full.ndim != 3 or full.shape[2] != 3 or full.dtype != np.uint8:
+            raise UserError(
+                f"the image is {full.shape} {full.dtype}", mend="give (H, W, 3) uint8 in RGB order"
+            )
+        return self.predict_batch(
+            torch.from_numpy(full.copy()).permute(2, 0, 1)[None], self._tags(tags)
+        )[0]
+
+    def predict_batch(self, images: Tensor, tags: Tensor | None = None) -> np.ndarray:
+        """Masks (B, H, W) uint8 of images (B, 3, H, W) uint8 of one size."""
+        size = images.shape[-2:]
+        probabilities = self.probabilities(_reduced(images, self.max_side), tags)
+        if probabilities.shape[-2:] != size:
+            probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+        return probabilities.argmax(1).to(torch.uint8).cpu().numpy()
+
+    def _tags(self, names: Sequence[str] | None) -> Tensor | None:
+        if names is None:
+            return None
+        unknown = [name for name in names if name not in self.classes]
+        if unknown:
+            raise UserError(
+                f"unknown tags {unknown}", mend=f"use some of: {', '.join(self.classes)}"
+            )
+        return torch.tensor([[float(c in names) for c in self.classes]])
+
+
+def _reduced(images: Tensor, max_side: int | None) -> Tensor:
+    height, width = images.shape[-2:]
+    if max_side is None or max(height, width) <= max_side:
+        return images
+    scale = max_side / max(height, width)
+    return V.resize(
+        images, [max(1, round(height * scale)), max(1, round(width * scale))], antialias=True
+    )

@@ -1,0 +1,15 @@
+"""Methods: one file each, behind the contract of :mod:`weakseg.methods.base`."""
+
+from weakseg.methods.base import (
+    Batch,
+    Card,
+    Maps,
+    Method,
+    Phase,
+    Trainable,
+    build,
+    methods,
+    resolve,
+)
+
+__all__ = ["Batch", "Card", "Maps", "Method", "Phase", "Trainable", "build", "methods", "resolve"]

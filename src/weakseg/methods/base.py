@@ -1,0 +1,184 @@
+"""The contract of a method.
+
+A method trains a network so that its maps cover whole objects. It knows tensors and losses; it
+knows no files, thresholds, scales, loggers or devices. A batch holds no masks, so a method cannot
+peek. To add one, write one file in this package and register its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from weakseg.config import Frozen, validate
+from weakseg.networks.backbone import Backbone, MakeBackbone
+from weakseg.registry import Registry
+
+__all__ = ["Batch", "Card", "Maps", "Method", "Phase", "Trainable", "build", "methods", "resolve"]
+
+
+@dataclass
+class Batch:
+    """What a method trains on.
+
+    Attributes:
+        images: (B, 3, S, S) float32, normalised; padding is zero, the mean colour.
+        tags: (B, K) float32, 1 where the class is present.
+        ids: B sample ids.
+    """
+
+    images: Tensor
+    tags: Tensor
+    ids: list[str]
+
+    def to(self, device: Any, **kwargs: Any) -> Batch:
+        """The batch on another device."""
+        return Batch(self.images.to(device, **kwargs), self.tags.to(device, **kwargs), self.ids)
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch cut into ``count`` equal parts, in order."""
+        size = len(self.ids) // count
+        return [
+            Batch(self.images[i : i + size], self.tags[i : i + size], self.ids[i : i + size])
+            for i in range(0, size * count, size)
+        ]
+
+
+@dataclass
+class Maps:
+    """What a network says of a batch of images.
+
+    Attributes:
+        scores: (B, K, h, w), one map for each foreground class.
+        kind: How scales and flips merge: ``logit`` (sum of positive parts, then divided by the
+            maximum), ``unit`` (mean, then min-max), ``probability`` (mean).
+        background: (B, 1, h, w), with ``probability`` only.
+        logits: (B, K) image-level logits, where the network classifies.
+    """
+
+    scores: Tensor
+    kind: Literal["logit", "unit", "probability"]
+    background: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass
+class Phase:
+    """A loss function with the parameters that it may change and an optimiser of its own.
+
+    Attributes:
+        losses: ``losses(batch, progress)`` returns named terms, already weighted; the loop sums
+            and logs them. ``progress`` is the share of the schedule in [0, 1).
+        parameters: Returns the parameters that this phase trains.
+        terms: Names of the terms that must have been active when training ends.
+    """
+
+    losses: Callable[[Any, float], dict[str, Tensor]]
+    parameters: Callable[[], Iterable[nn.Parameter]]
+    terms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method is, for tables and docs.
+
+    Attributes:
+        name: As in recipes.
+        paper: Short reference.
+        year: Of the paper.
+        idea: One line.
+        recipes: Names of shipped recipes.
+        published: Published numbers by what they measure, on other data and weights than ours.
+    """
+
+    name: str
+    paper: str
+    year: int
+    idea: str
+    recipes: tuple[str, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trainable(nn.Module):
+    """What the training loop and inference need of a network: a method or a segmenter.
+
+    Attributes:
+        backbone: The trunk; its normalisation is that of the images.
+        heads: Names of the heads; the first is the default one.
+        terms: Loss terms of the one phase, where ``phases`` is not overridden.
+    """
+
+    backbone: Backbone
+    heads: ClassVar[tuple[str, ...]]
+    terms: tuple[str, ...] = ()
+
+    def phases(self) -> dict[str, Phase]:
+        """Phases that run in order on every batch; most models have one."""
+        return {"main": Phase(self.losses, self.parameters, self.terms)}
+
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Named loss terms, already weighted; a term that is off at this step is left out."""
+        raise NotImplementedError(f"{type(self).__name__} must define losses() or phases()")
+
+    def after_step(self, progress: float) -> None:
+        """Called after the optimisers' steps: moving-average teachers and the like."""
+
+    def forward(self, images: Tensor, head: str | None = None) -> Maps:
+        """Maps of normalised images (B, 3, H, W); no tags, thresholds or scales here."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+
+class Method(Trainable):
+    """Base class of all methods.
+
+    Args:
+        make_backbone: Builds a fresh backbone at each call.
+        num_classes: K, foreground classes.
+        config: Settings of the method.
+
+    Attributes:
+        card: What the method is.
+        single_stage: True where the trained network is its own segmenter.
+    """
+
+    card: ClassVar[Card]
+    heads: ClassVar[tuple[str, ...]] = ("cam",)
+    single_stage: ClassVar[bool] = False
+
+    class Config(Frozen):
+        """Settings of the method."""
+
+    def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.config = config
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) of each level, finest first, for refiners that need them."""
+        return self.backbone(images)
+
+
+methods: Registry[type[Method]] = Registry("method", "weakseg.methods")
+"""All methods by name."""
+
+
+def resolve(section: Mapping[str, Any]) -> tuple[type[Method], Frozen]:
+    """The class and validated settings that a recipe's ``method`` section names.
+
+    Raises:
+        UserError: Unknown method, or every wrong setting of it at once.
+    """
+    settings = {key: value for key, value in section.items() if key != "name"}
+    method = methods[section["name"]]
+    return method, validate(
+        method.Config, settings, where=f"method {section['name']}", prefix="method"
+    )
+
+
+def build(section: Mapping[str, Any], make_backbone: MakeBackbone, num_classes: int) -> Method:
+    """Builds the method that a recipe's ``method`` section names."""
+    method, config = resolve(section)
+    return method(make_backbone, num_classes, config)

@@ -1,0 +1,65 @@
+r"""Class activation maps (Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016).
+
+The idea. A classifier that ends in global average pooling and a linear layer keeps the places of
+its evidence: the linear layer, applied at every position instead of to the pooled features, gives
+one map for each class. The maps light up where the class was recognised, usually the most telling
+part of an object: this is the seed that all other methods here widen.
+
+The loss, with features :math:`f \in R^{B \times D \times h \times w}` of the last level, weights
+:math:`W \in R^{K \times D}`, maps :math:`A = W f \in R^{B \times K \times h \times w}`, image
+logits :math:`p = \mathrm{GAP}(A) \in R^{B \times K}` and tags :math:`Y \in \{0, 1\}^{B \times K}`:
+
+.. math::
+    L_{cls} = -\frac{1}{BK} \sum_{b,k} Y_{bk} \log \sigma(p_{bk}) + (1 - Y_{bk}) \log \sigma(-p_{bk})
+
+Paper and code. The paper has ImageNet's single labels and a softmax; the weakly-supervised
+segmentation codes (psa, irn) use the multi-label loss above, a 1 x 1 convolution without bias on
+a ResNet whose last stride is removed without dilation, and the positive part of the maps divided
+by each map's maximum. We follow those codes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakseg.config import Frozen
+from weakseg.methods.base import Batch, Card, Maps, Method, methods
+from weakseg.networks.backbone import MakeBackbone
+from weakseg.networks.heads import CAMHead
+
+__all__ = ["CAM"]
+
+
+@methods.register("cam")
+class CAM(Method):
+    """A multi-label classifier whose last maps are the class activation maps."""
+
+    card = Card(
+        name="cam",
+        paper="Zhou et al., CVPR 2016",
+        year=2016,
+        idea="a classifier's linear layer, applied at every position, shows where it found each class",
+        recipes=("demo", "voc12/cam_r50"),
+        published={"VOC train seed mIoU (irn, ResNet-50, oracle threshold)": 48.3},
+    )
+
+    terms = ("cls",)
+
+    class Config(Frozen):
+        """CAM has no settings of its own."""
+
+    def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
+        super().__init__(make_backbone, num_classes, config)
+        self.backbone = make_backbone()
+        self.head = CAMHead(self.backbone.levels[-1].channels, num_classes)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The classification loss."""
+        logits = self(batch.images).logits
+        return {"cls": F.multilabel_soft_margin_loss(logits.float(), batch.tags)}
+
+    def forward(self, images: Tensor, head: str | None = None) -> Maps:
+        """Maps as logits, and their global average."""
+        maps = self.head(self.backbone(images)[-1])
+        return Maps(maps, kind="logit", logits=maps.mean((2, 3)))

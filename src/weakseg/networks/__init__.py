@@ -1,0 +1,1 @@
+"""Networks: backbones behind one contract, heads and decoders."""

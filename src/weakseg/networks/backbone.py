@@ -1,0 +1,249 @@
+"""timm backbones behind one contract: named levels with stated stride, channels and dilation.
+
+Four silent differences between timm and the papers are settled here: ``output_stride`` dilates in
+timm while the papers only remove the stride; timm's first ResNet feature lies before the max-pool
+(stride 2) while the papers' C1 lies after it (stride 4); weights are named by their tag; and the
+normalisation that the weights expect travels with the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from weakseg.errors import UserError
+from weakseg.networks.spec import BackboneSpec
+from weakseg.registry import suggest
+
+__all__ = ["Backbone", "Level", "MakeBackbone", "backbone_factory", "make_backbone"]
+
+_PROBE = 256  # side of the image that strides are measured on; a multiple of every stride
+
+logging.getLogger("timm").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature level: ``name`` (C1 is the finest), ``channels``, and ``stride`` in pixels."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """A convolutional network that returns its feature levels, finest first.
+
+    Attributes:
+        levels: What ``forward`` returns, in order.
+        mean: RGB mean that inputs in [0, 1] are normalised with.
+        std: RGB standard deviation, likewise.
+        from_scratch: True where the weights are random.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.network = _create(spec)
+        if not spec.dilate:
+            _remove_strides(self.network, spec)
+        self.levels = _measure_levels(self.network)
+        if self.levels[-1].stride != spec.output_stride:
+            raise UserError(
+                f"output_stride {spec.output_stride} was asked for, but {spec.name} gives "
+                f"{self.levels[-1].stride}",
+                where="backbone",
+                mend=f"set output_stride: {self.levels[-1].stride}, or take another backbone",
+            )
+        cfg = getattr(self.network, "pretrained_cfg", None) or getattr(
+            self.network, "default_cfg", {}
+        )
+        self.mean = tuple(spec.mean or cfg.get("mean", (0.485, 0.456, 0.406)))
+        self.std = tuple(spec.std or cfg.get("std", (0.229, 0.224, 0.225)))
+        self.from_scratch = spec.from_scratch
+        if spec.norm_is_frozen:
+            for norm in self._norms():
+                norm.requires_grad_(False)
+        self.train()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of ``images`` (B, 3, H, W), normalised: one (B, C, h, w) per level."""
+        return list(self.network(images))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets the mode; frozen BatchNorm stays in evaluation mode."""
+        super().train(mode)
+        if self.spec.norm_is_frozen:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+MakeBackbone = Callable[[], Backbone]
+"""What a method gets: it may build as many trunks as it needs."""
+
+
+def make_backbone(spec: BackboneSpec) -> Backbone:
+    """Builds the backbone and loads its weights.
+
+    Raises:
+        UserError: The name is unknown, the weights cannot be fetched or do not fit, or the
+            output stride cannot be had.
+    """
+    return Backbone(spec)
+
+
+def backbone_factory(spec: BackboneSpec) -> MakeBackbone:
+    """A function that builds a fresh backbone at every call."""
+    return lambda: make_backbone(spec)
+
+
+def _create(spec: BackboneSpec) -> nn.Module:
+    name = spec.name.split(".")[0]
+    if not timm.is_model(name):
+        raise UserError(
+            f"unknown backbone {spec.name!r}",
+            where="backbone.name",
+            mend=suggest(name, timm.list_models()),
+        )
+    arguments = dict(spec.options)
+    if spec.dilate:
+        arguments["output_stride"] = spec.output_stride
+    if spec.weights is not None:
+        arguments |= {
+            "pretrained": True,
+            "pretrained_cfg_overlay": {"file": str(_existing(spec.weights))},
+        }
+    elif spec.pretrained:
+        arguments["pretrained"] = True
+    try:
+        network = timm.create_model(spec.name, features_only=True, **arguments)
+    except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
+        raise _explain(spec, error) from error
+    if spec.weights is not None:
+        _check_that_weights_fit(network, spec)
+    _move_first_level_behind_pool(network)
+    return network
+
+
+def _check_that_weights_fit(network: nn.Module, spec: BackboneSpec) -> None:
+    """timm loads feature networks leniently: a file of another network would pass unnoticed."""
+    given = load_state_dict(str(spec.weights), weights_only=True).keys()
+    own = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in given]
+    if missing:
+        raise _explain(
+            spec,
+            ValueError(f"{len(missing)} of {len(own)} tensors are missing, such as {missing[0]}"),
+        )
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"no file {str(path)!r}",
+            where="backbone.weights",
+            mend="give the path of a .safetensors or .pth file",
+        )
+    return path
+
+
+def _explain(spec: BackboneSpec, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if spec.weights is not None:
+        return UserError(
+            f"the weights do not fit {spec.name}: {reason}",
+            where=spec.weights,
+            mend="give the file of exactly this timm network, or name the network it belongs to",
+        )
+    if spec.pretrained:
+        return UserError(
+            f"the weights of {spec.name} cannot be fetched or do not exist: {reason}",
+            where="backbone",
+            mend="without network access give a file with `weights: path.safetensors` "
+            "(--set backbone.weights=path), or train from scratch with `pretrained: false`",
+        )
+    return UserError(
+        f"{spec.name} cannot be built: {reason}",
+        where="backbone",
+        mend="choose a network that gives feature maps, or correct backbone.options",
+    )
+
+
+def _move_first_level_behind_pool(network: nn.Module) -> None:
+    """Taps a ResNet's first level after the max-pool, as the papers' C1."""
+    layers = getattr(network, "return_layers", None)
+    if layers is None or "maxpool" not in dict(network.named_children()):
+        return
+    first = next(iter(layers))
+    if not first.startswith("layer"):
+        layers["maxpool"] = layers.pop(first)
+        for name in [n for n in layers if n != "maxpool"]:
+            layers[name] = layers.pop(name)  # keep the order of the levels
+
+
+def _remove_strides(network: nn.Module, spec: BackboneSpec) -> None:
+    """Sets to 1 every stride that would make the map coarser than the output stride."""
+    sizes: dict[nn.Module, int] = {}
+    hooks = [
+        m.register_forward_hook(lambda m, _, out: sizes.__setitem__(m, out.shape[-1]))
+        for m in network.modules()
+        if _stride(m) > 1 and not list(m.children())
+    ]
+    try:
+        _probe(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in sizes and _PROBE // sizes[child] > spec.output_stride:
+                setattr(parent, name, _without_stride(child, spec))
+
+
+def _stride(module: nn.Module) -> int:
+    stride = getattr(module, "stride", 1)
+    return max(stride) if isinstance(stride, tuple) else stride if isinstance(stride, int) else 1
+
+
+def _without_stride(module: nn.Module, spec: BackboneSpec) -> nn.Module:
+    if isinstance(module, nn.Conv2d) and all(k % 2 for k in module.kernel_size):
+        module.stride = (1, 1)
+        return module
+    if isinstance(module, nn.AvgPool2d):
+        if module.kernel_size in (2, (2, 2)):
+            return nn.Identity()
+        module.stride = 1
+        return module
+    raise UserError(
+        f"{spec.name} reduces its map with {type(module).__name__}, whose stride cannot be removed",
+        where="backbone.output_stride",
+        mend="set output_stride: 32, or dilate: true where timm supports it, or take a ResNet",
+    )
+
+
+def _measure_levels(network: nn.Module) -> tuple[Level, ...]:
+    return tuple(
+        Level(f"C{i}", x.shape[1], round(_PROBE / x.shape[-1]))
+        for i, x in enumerate(_probe(network), 1)
+    )
+
+
+def _probe(network: nn.Module) -> list[Tensor]:
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        levels = list(network(torch.zeros(1, 3, _PROBE, _PROBE)))
+    network.train(training)
+    return levels

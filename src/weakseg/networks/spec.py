@@ -1,0 +1,68 @@
+"""Which backbone to build: plain settings, so that reading a recipe does not import torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from weakseg.config import Frozen
+
+__all__ = ["BackboneSpec"]
+
+
+class BackboneSpec(Frozen):
+    """A timm network, its weights, and how coarse its last level is.
+
+    timm differs from the papers without saying so; the fields state what is built: the papers'
+    CAM networks *remove* the stride of the last stage (``dilate: false``), timm's own
+    ``output_stride`` dilates it as well.
+    """
+
+    name: str = Field(
+        "resnet50.tv_in1k", description="timm name; the part after the dot is the weights tag"
+    )
+    pretrained: bool = Field(True, description="fetch the tagged weights from timm's hub")
+    weights: Path | None = Field(
+        None, description="local .safetensors or .pth file of that timm network"
+    )
+    output_stride: Literal[4, 8, 16, 32] = Field(
+        16, description="stride of the last level in pixels"
+    )
+    dilate: bool = Field(
+        False, description="dilate where stride is removed, as segmentation networks do"
+    )
+    norm: Literal["auto", "frozen", "trained"] = Field(
+        "auto",
+        description="BatchNorm of the backbone; auto = frozen with given weights, else trained",
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="RGB mean; null = that of the weights"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="RGB std; null = that of the weights"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="more arguments for timm.create_model"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_win(cls, values: Any) -> Any:
+        """A weights file is meant to be used: it turns ``pretrained`` off unless both were asked for."""
+        if isinstance(values, dict) and values.get("weights"):
+            if values.get("pretrained"):
+                raise ValueError("give either `weights: file` or `pretrained: true`, not both")
+            values = {**values, "pretrained": False}
+        return values
+
+    @property
+    def from_scratch(self) -> bool:
+        """True where the network starts from random weights."""
+        return not self.pretrained and self.weights is None
+
+    @property
+    def norm_is_frozen(self) -> bool:
+        """True where the backbone's BatchNorm keeps its statistics and affine parameters."""
+        return self.norm == "frozen" or (self.norm == "auto" and not self.from_scratch)

@@ -1,0 +1,26 @@
+"""Pure tensor functions: the operators, usable on their own."""
+
+from weakseg.ops.confusion import Metrics, ThresholdSweep, confusion_matrix, metrics
+from weakseg.ops.scores import (
+    add_background,
+    gate,
+    merge_maps,
+    normalise_max,
+    normalise_min_max,
+    power_threshold,
+)
+from weakseg.ops.thresholds import label_free_threshold
+
+__all__ = [
+    "Metrics",
+    "ThresholdSweep",
+    "add_background",
+    "confusion_matrix",
+    "gate",
+    "label_free_threshold",
+    "merge_maps",
+    "metrics",
+    "normalise_max",
+    "normalise_min_max",
+    "power_threshold",
+]

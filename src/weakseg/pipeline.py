@@ -1,0 +1,141 @@
+"""The whole way from images and tags to a segmentation model: read this file first.
+
+Each stage takes the run folder and leaves a folder of its own in it. A stage whose inputs have not
+changed is skipped; one that was interrupted goes on where it stopped. Masks of the user, where
+there are any, are opened by the last stage alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from weakseg.console import console
+from weakseg.data.samples import Collection
+from weakseg.errors import UserError
+from weakseg.export.model import load
+from weakseg.files import atomic_path
+from weakseg.inference import Predictor
+from weakseg.methods import resolve
+from weakseg.recipe import Recipe
+from weakseg.registry import suggest
+from weakseg.report import write_report
+from weakseg.runfolder import RunFolder, Stage, mendable
+from weakseg.stages import check, evaluate, masks, predict, seeds, segment, train
+from weakseg.stages.check import collect
+
+__all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
+
+StageFunction = Callable[[RunFolder, Recipe, Collection], Stage]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Its folder.
+        recipe: What was run.
+        collection: What it was run on.
+    """
+
+    folder: Path
+    recipe: Recipe
+    collection: Collection
+
+    @property
+    def masks(self) -> Path:
+        """Folder of the masks of the training images."""
+        return RunFolder(self.folder).stage_folder("masks") / "masks"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return RunFolder(self.folder).report_file
+
+    @cached_property
+    def model(self) -> Predictor:
+        """The trained segmenter, or the classifier where the recipe has no segmenter."""
+        return load(self.folder)
+
+
+def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Run:
+    """Runs a recipe from images to the report.
+
+    Args:
+        recipe: What to do.
+        folder: The run folder; made when absent, gone on with when it holds an earlier start.
+        until: Last stage to run; default all.
+
+    Raises:
+        UserError: Whatever the user can mend. What is done stays done.
+    """
+    resolve(recipe.method)  # the method's own settings are checked before any data is touched
+    run = RunFolder(folder)
+    collection = collect(recipe.data)
+    write_recipe(run, recipe)
+    for note in collection.notes:
+        console.print(f"  [dim]{note}[/dim]")
+    try:
+        for name, work in stages_of(recipe, collection, until):
+            stage = work(run, recipe, collection)
+            _say(name, stage)
+    except UserError:
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            write_report(run, collection, recipe)
+        raise
+    write_report(run, collection, recipe)
+    return Run(run.path, recipe, collection)
+
+
+def stages_of(
+    recipe: Recipe, collection: Collection, until: str | None = None
+) -> list[tuple[str, StageFunction]]:
+    """The stages that this recipe and collection ask for, in order."""
+    stages: list[tuple[str, StageFunction]] = [
+        ("check", check.check),
+        ("train", train.train),
+        ("seeds", seeds.seeds),
+        ("masks", masks.masks),
+    ]
+    if recipe.segmenter.enabled:
+        stages += [("segment", segment.segment), ("predict", predict.predict)]
+    if any(sample.mask is not None for sample in collection):
+        stages.append(("evaluate", evaluate.evaluate))
+    names = [name for name, _ in stages]
+    if until is None:
+        return stages
+    if until not in names:
+        raise UserError(f"this run has no stage {until!r}", mend=suggest(until, names))
+    return stages[: names.index(until) + 1]
+
+
+def write_recipe(run: RunFolder, recipe: Recipe) -> None:
+    """Keeps the resolved recipe in the run folder.
+
+    Raises:
+        UserError: The folder cannot be written to, or holds something else than a run.
+    """
+    if run.path.is_dir() and any(run.path.iterdir()) and not run.recipe_file.exists():
+        raise UserError(
+            "the folder is not empty and holds no run",
+            where=run.path,
+            mend="give a new or empty folder with --out",
+        )
+    try:
+        with atomic_path(run.recipe_file) as temporary:
+            temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise mendable(error, run.path) or error from None
+
+
+def _say(name: str, stage: Stage) -> None:
+    if stage.skipped:
+        console.print(f"[dim]{name:<9} done before with the same inputs, skipped[/dim]")
+        return
+    changed = stage.changed
+    because = f" (again, because of {', '.join(changed[:3])})" if changed else ""
+    console.print(f"{name:<9} done in {stage.record.seconds:.0f} s{because}")

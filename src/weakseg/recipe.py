@@ -1,0 +1,321 @@
+"""The recipe: one typed, strict configuration for a whole run; YAML in and out.
+
+Nothing here imports torch. The ``method`` section is kept as written and validated by the
+method's own ``Config`` (``weakseg.methods.resolve``), before any data is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, field_validator
+
+from weakseg.config import Frozen, validate
+from weakseg.errors import UserError
+from weakseg.networks.spec import BackboneSpec
+from weakseg.registry import suggest
+from weakseg.training.config import TrainConfig
+
+__all__ = [
+    "DataConfig",
+    "EvaluateConfig",
+    "InferenceConfig",
+    "MasksConfig",
+    "Recipe",
+    "RuntimeConfig",
+    "SeedsConfig",
+    "SegmenterConfig",
+    "commented_yaml",
+    "load_recipe",
+    "shipped_recipes",
+]
+
+
+class DataConfig(Frozen):
+    """Where images, tags and (for evaluation only) masks come from."""
+
+    source: str = Field("folder", description="folder, voc or shapes")
+    root: Path | None = Field(None, description="folder of images, VOC devkit, or cache of shapes")
+    labels: str | None = Field(
+        None, description="table of tags; voc: xml, masks, a table or an .npy file"
+    )
+    masks: Path | None = Field(None, description="ground-truth masks, for evaluation only")
+    classes: tuple[str, ...] | Path | None = Field(
+        None, description="class names in mask order, or a file with one per line"
+    )
+    untagged: Literal["drop", "negative"] | None = Field(
+        None, description="what to do with images that have no tags"
+    )
+    train: tuple[str, ...] = Field(
+        ("train",), description="splits whose images and tags are trained on"
+    )
+    val: tuple[str, ...] = Field(
+        ("val",), description="splits that are predicted and evaluated, never trained on"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the source itself"
+    )
+
+
+class InferenceConfig(Frozen):
+    """How one image becomes maps: scales and flips are averaged."""
+
+    scales: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="factors on the image's size"
+    )
+    flip: bool = Field(False, description="add the mirrored image")
+    max_side: PositiveInt | None = Field(
+        None, description="reduce larger images to this longer side first"
+    )
+    batch: PositiveInt = Field(
+        8, description="largest number of images of one size in a forward pass"
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if min(scales) <= 0:
+            raise ValueError("every scale must be above 0")
+        return scales
+
+
+class SeedsConfig(InferenceConfig):
+    """Score maps of the trained network on the tagged training images."""
+
+    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5, 2.0), min_length=1)
+    flip: bool = True
+    head: str | None = Field(
+        None, description="head of the method that makes seeds; null = its first"
+    )
+    stride: PositiveInt = Field(4, description="pixels of the image in one cell of a stored map")
+    dtype: Literal["uint8", "float16"] = "uint8"
+
+
+class MasksConfig(Frozen):
+    """From score maps to masks: which pixels are background."""
+
+    rule: Literal["label-free", "constant", "power"] = Field(
+        "label-free", description="label-free = threshold from images and tags alone"
+    )
+    threshold: float = Field(0.3, ge=0, le=1, description="constant: background score")
+    alpha: float = Field(8.0, gt=0, description="power: background score (1 - max)^alpha")
+    margin: float = Field(
+        0.0, ge=0, lt=0.5, description="scores this close to the threshold become 255 (unsure)"
+    )
+
+
+class SegmenterConfig(Frozen):
+    """The segmentation network trained on the masks (DeepLabV3+)."""
+
+    enabled: bool = Field(True, description="false = stop after the masks")
+    backbone: BackboneSpec | None = Field(None, description="null = as the method's")
+    channels: PositiveInt = Field(256, description="width of the decoder")
+    dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (6, 12, 18), description="of the ASPP"
+    )
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig(resize=(0.75, 2.0), epochs=10.0))
+
+
+class EvaluateConfig(Frozen):
+    """What is compared with ground truth, where there is any."""
+
+    thresholds: PositiveInt = Field(60, description="number of thresholds swept over [0, 1)")
+    lists: dict[str, Path] = Field(
+        default_factory=dict, description="more lists of ids to report on, by name"
+    )
+
+
+class RuntimeConfig(Frozen):
+    """Where it runs. Changing these does not make finished stages run again."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt = Field(1, description="processes that train together")
+    nodes: PositiveInt = Field(1, description="machines that train together")
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; null = by the number of cores"
+    )
+
+
+class Recipe(Frozen):
+    """Everything that decides the result of a run."""
+
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    data: DataConfig = Field(default_factory=DataConfig)
+    method: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "cam"}, description="`name` and the method's own settings"
+    )
+    backbone: BackboneSpec = Field(default_factory=BackboneSpec)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    seeds: SeedsConfig = Field(default_factory=SeedsConfig)
+    masks: MasksConfig = Field(default_factory=MasksConfig)
+    segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
+    predict: InferenceConfig = Field(default_factory=InferenceConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _has_name(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("needs a `name`, such as {name: cam}; `weakseg methods` lists them")
+        return value
+
+    @property
+    def segmenter_backbone(self) -> BackboneSpec:
+        """The segmenter's backbone: its own, or the method's."""
+        return self.segmenter.backbone or self.backbone
+
+    def to_yaml(self) -> str:
+        """The complete recipe as YAML; reading it back gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the package, by name (``voc12/cam_r50``)."""
+    root = Path(str(resources.files("weakseg") / "recipes"))
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Recipe:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        source: YAML file, name of a shipped recipe, plain values, or ``None`` for the defaults.
+        overrides: Nested values that win over the file; ``None`` values are ignored.
+        sets: Assignments such as ``"train.lr=0.01"``; the right side is YAML. They win over all.
+
+    Raises:
+        UserError: Everything that is wrong, one line per key.
+    """
+    values, where = _read(source)
+    values = _merge(values, overrides or {})
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(
+                f"{assignment!r} is not an assignment",
+                where="--set",
+                mend="write --set key.sub=value",
+            )
+        values = _assign(values, key.strip().split("."), yaml.safe_load(text), key)
+    return validate(Recipe, values, where=where)
+
+
+def commented_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML with every key explained, to be edited by hand."""
+    lines = [
+        "# A weakseg recipe. Delete what you do not change: these are the values in force.",
+        "",
+    ]
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if isinstance(value, Frozen):
+            lines.append(f"{name}:  # {_sentence(type(value))}")
+            lines += _commented(value, "  ")
+        else:
+            lines.append(_commented_line(name, value, field.description, ""))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _commented(config: Frozen, indent: str) -> list[str]:
+    lines = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Frozen):
+            lines.append(f"{indent}{name}:")
+            lines += _commented(value, indent + "  ")
+        else:
+            lines.append(_commented_line(name, value, field.description, indent))
+    return lines
+
+
+def _commented_line(name: str, value: Any, description: str | None, indent: str) -> str:
+    text = (
+        yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
+        .strip()
+        .removesuffix("...")
+        .strip()
+    )
+    comment = f"  # {description}" if description else ""
+    return f"{indent}{name}: {text}{comment}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _sentence(config: type[Frozen]) -> str:
+    return (config.__doc__ or "").strip().splitlines()[0]
+
+
+def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], object]:
+    if source is None:
+        return {}, "recipe"
+    if isinstance(source, Mapping):
+        return dict(source), "recipe"
+    shipped = shipped_recipes()
+    path = Path(source)
+    if not path.exists() and str(source) in shipped:
+        path = shipped[str(source)]
+    if not path.is_file():
+        raise UserError(
+            f"no recipe {str(source)!r}",
+            mend=f"give a YAML file or a shipped recipe; {suggest(str(source), shipped)}",
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"is not readable YAML: {error}", where=path, mend="correct the syntax"
+        ) from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError("must hold keys and values", where=path, mend="see `weakseg init`")
+    return values, path
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            continue
+        inner = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            merged[key] = _merge(inner, value)
+        elif isinstance(value, Mapping):
+            merged[key] = _merge({}, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _assign(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head) or {}
+    if isinstance(inner, str) and head == "method":
+        inner = {"name": inner}
+    if not isinstance(inner, Mapping):
+        raise UserError(
+            f"{key!r}: {head!r} holds a value, not keys", where="--set", mend="check the key"
+        )
+    return {**values, head: _assign(inner, rest, value, key)}

@@ -1,0 +1,80 @@
+"""One decorator-based registry for methods, refiners, mixes, sources and exporters."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from weakseg.errors import UserError
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to objects; members register themselves when their module is imported.
+
+    Args:
+        kind: What a member is called in error messages, such as ``"method"``.
+        package: Package whose modules are imported before the first look-up, so that
+            adding a member means adding one file.
+    """
+
+    def __init__(self, kind: str, package: str | None = None) -> None:
+        self.kind = kind
+        self._package = package
+        self._members: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds a member under ``name``; a name can be taken only once."""
+
+        def add(member: T) -> T:
+            if name in self._members and self._members[name] is not member:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._members[name] = member
+            return member
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        self._discover()
+        try:
+            return self._members[name]
+        except KeyError:
+            raise UserError(
+                f"unknown {self.kind} {name!r}", mend=suggest(name, self._members)
+            ) from None
+
+    def __contains__(self, name: str) -> bool:
+        self._discover()
+        return name in self._members
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return iter(sorted(self._members))
+
+    def _discover(self) -> None:
+        if self._package is None:
+            return
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
+        self._package = None
+
+
+def suggest(name: str, valid) -> str:
+    """The mend for an unknown name: the nearest valid one, and all of them where they are few."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if len(names) > 40:  # a list that long hides the answer
+        return (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"one of {len(names)} valid names"
+        )
+    listed = ", ".join(names) or "(none)"
+    return f"did you mean {near[0]!r}? Valid names: {listed}" if near else f"use one of: {listed}"

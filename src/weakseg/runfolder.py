@@ -1,0 +1,235 @@
+"""The run folder: numbered stage folders that describe themselves, atomic writes, resume.
+
+A stage is finished when its ``stage.json`` says so *and* carries the fingerprint of the inputs it
+would be run with now. Whatever a stage writes appears under its final name only when complete, so
+a file that exists can be trusted after a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from weakseg.errors import UserError
+from weakseg.files import write_json
+
+__all__ = ["STAGES", "RunFolder", "Stage", "StageRecord", "fingerprint", "mendable", "read_record"]
+
+STAGES = ("check", "train", "seeds", "masks", "segment", "predict", "evaluate")
+"""The stages in order; a stage's folder is its number and name, such as ``2-train``."""
+
+
+def fingerprint(inputs: Any) -> str:
+    """Short hash of plain values (what ``json`` can write, paths and tuples included)."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class StageRecord:
+    """What ``stage.json`` holds.
+
+    Attributes:
+        inputs: Everything that decides the result: settings and the fingerprints of stages before.
+        results: Small numbers worth showing; figures that used ground truth say so themselves.
+    """
+
+    stage: str
+    status: Literal["running", "done", "failed"]
+    fingerprint: str
+    inputs: dict[str, Any]
+    seed: int = 0
+    seconds: float = 0.0
+    starts: int = 1
+    message: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage:
+    """One stage of one run: its folder and its record.
+
+    Attributes:
+        skipped: True where it was done before with the same inputs.
+        changed: Inputs that differ from those of the work in the folder, in dotted keys.
+        results: What the stage adds to its record.
+    """
+
+    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any], seed: int) -> None:
+        self.folder = folder
+        self.name = name
+        plain = json.loads(json.dumps(dict(inputs), default=str))
+        self.record = StageRecord(name, "running", fingerprint(plain), plain, seed=seed)
+        self.previous = read_record(folder)
+        self.changed = self._changes()
+        self.skipped = self.finished
+        if self.finished and self.previous is not None:
+            self.record = self.previous
+        self.results: dict[str, Any] = self.record.results
+
+    @property
+    def finished(self) -> bool:
+        """True where the stage was done with the same inputs."""
+        return self._same_inputs and self.previous is not None and self.previous.status == "done"
+
+    @property
+    def resumes(self) -> bool:
+        """True where unfinished work of the same inputs lies in the folder."""
+        return self._same_inputs and not self.finished
+
+    @property
+    def _same_inputs(self) -> bool:
+        return self.previous is not None and self.previous.fingerprint == self.record.fingerprint
+
+    def _changes(self) -> list[str]:
+        if self.previous is None or self._same_inputs:
+            return []
+        old, new = _flat(self.previous.inputs), _flat(self.record.inputs)
+        return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Stage]:
+        """Marks the stage as running, then as done or failed; clears work of other inputs.
+
+        Raises:
+            UserError: The folder cannot be written to, the disk is full, or the work failed with
+                an error that the user can mend.
+        """
+        start = time.monotonic()
+        before = 0.0
+        try:
+            if self.previous is not None and not self._same_inputs:
+                shutil.rmtree(self.folder)
+            elif self.previous is not None:
+                before = self.previous.seconds
+                self.record.starts = self.previous.starts + 1
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._save(before)
+            yield self
+            self.record.status = "done"
+            self._save(before + time.monotonic() - start)
+            self.previous = self.record
+        except BaseException as error:
+            problem = mendable(error, self.folder)
+            self.record.status = "failed"
+            self.record.message = str(problem or error)
+            with contextlib.suppress(OSError):
+                self._save(before + time.monotonic() - start)
+            if problem is not None and problem is not error:
+                raise problem from error
+            raise
+
+    def _save(self, seconds: float) -> None:
+        self.record.seconds = round(seconds, 2)
+        self.record.versions = _versions()
+        self.record.results = self.results
+        write_json(self.folder / "stage.json", asdict(self.record))
+
+
+class RunFolder:
+    """A folder that holds a run.
+
+    Args:
+        path: The folder; made when first written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def report_file(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def stage_folder(self, name: str) -> Path:
+        """Folder of a stage, whether or not it exists."""
+        return self.path / f"{STAGES.index(name) + 1}-{name}"
+
+    def stage(self, name: str, inputs: Mapping[str, Any], *, seed: int = 0) -> Stage:
+        """The stage ``name`` as it would be run with ``inputs`` now."""
+        return Stage(self.stage_folder(name), name, inputs, seed)
+
+    def record(self, name: str) -> StageRecord | None:
+        """What was recorded of a stage, or ``None``."""
+        return read_record(self.stage_folder(name))
+
+    def require(self, name: str) -> Path:
+        """Folder of a stage that must be done.
+
+        Raises:
+            UserError: The stage is not done; names the command that does it.
+        """
+        record = self.record(name)
+        if record is None or record.status != "done":
+            state = "has not been run" if record is None else f"is not finished ({record.status})"
+            raise UserError(
+                f"stage {name!r} {state}",
+                where=self.path,
+                mend=f"run `weakseg {name} {self.path}` or `weakseg run` first",
+            )
+        return self.stage_folder(name)
+
+
+def read_record(folder: Path) -> StageRecord | None:
+    """The record in a stage folder; ``None`` where there is none or it cannot be read."""
+    try:
+        return StageRecord(**json.loads((folder / "stage.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def mendable(error: BaseException, folder: Path) -> UserError | None:
+    """What a user can do about an error of the file system; ``None`` for other errors."""
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, OSError):
+        return None
+    where = error.filename or folder
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            "the disk is full",
+            where=where,
+            mend="free some space and run the same command again: it goes on where it stopped",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(
+            "cannot write here",
+            where=where,
+            mend="choose another folder with --out, or change its permissions",
+        )
+    return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("weakseg", "torch", "torchvision", "timm", "lightning"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

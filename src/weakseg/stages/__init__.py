@@ -1,0 +1,1 @@
+"""The stages of a run: run folder in, run folder out."""

@@ -1,0 +1,65 @@
+"""Images in groups of one size, so that several go through the network together.
+
+The groups depend on the list of images alone, never on what is already done: a stage that resumes
+forms the same batches and so writes the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weakseg.data.images import image_size, read_image
+from weakseg.data.samples import Sample
+
+__all__ = ["ahead", "groups_of_one_size", "pick_device", "read_group"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def groups_of_one_size(samples: Iterable[Sample], batch: int) -> list[list[Sample]]:
+    """Samples in groups of at most ``batch`` whose images have one size."""
+    samples = list(samples)
+    with ThreadPoolExecutor() as pool:
+        sizes = list(pool.map(lambda s: image_size(s.image), samples))
+    groups: dict[tuple[int, int], list[list[Sample]]] = {}
+    for sample, size in zip(samples, sizes, strict=True):
+        same = groups.setdefault(size, [])
+        if not same or len(same[-1]) == batch:
+            same.append([])
+        same[-1].append(sample)
+    return [group for same in groups.values() for group in same]
+
+
+def read_group(group: Sequence[Sample], max_side: int | None) -> Tensor:
+    """(B, 3, H, W) uint8 images of a group."""
+    images = np.stack([read_image(s.image, max_side=max_side) for s in group])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def ahead(work: Callable[[T], R], items: Sequence[T], count: int = 2) -> Iterator[tuple[T, R]]:
+    """Pairs (item, work(item)) in order, with ``count`` items worked on ahead in threads."""
+    with ThreadPoolExecutor(count) as pool:
+        pending: list[tuple[T, Future[R]]] = []
+        for item in items:
+            pending.append((item, pool.submit(work, item)))
+            if len(pending) > count:
+                done, future = pending.pop(0)
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The device that inference runs on."""
+    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -1,0 +1,69 @@
+"""Stage 1: gather the collection, and report every problem of the data before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weakseg.console import Bar, console
+from weakseg.data import sources
+from weakseg.data.check import CheckReport
+from weakseg.data.check import check as check_collection
+from weakseg.data.samples import Collection
+from weakseg.errors import UserError
+from weakseg.files import write_json
+from weakseg.recipe import DataConfig, Recipe
+from weakseg.runfolder import RunFolder, Stage
+
+__all__ = ["check", "collect", "inspect"]
+
+
+def collect(data: DataConfig) -> Collection:
+    """The collection that a recipe's ``data`` section describes."""
+    source = sources[data.source]
+    return source(
+        root=data.root,
+        labels=data.labels,
+        masks=data.masks,
+        classes=data.classes,
+        untagged=data.untagged,
+        **data.options,
+    )
+
+
+def inspect(collection: Collection) -> CheckReport:
+    """All problems of the collection at once, with a progress bar."""
+    with Bar("check", len(collection)) as bar:
+        return check_collection(collection, progress=lambda done, total: bar.to(done))
+
+
+def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Checks the data; warnings are shown, errors stop.
+
+    Raises:
+        UserError: The data has errors; the table of all of them is shown first.
+    """
+    masks = sorted(_stamp(s.mask) for s in collection if s.mask is not None)
+    stage = run.stage("check", {"collection": collection.fingerprint(), "masks": masks})
+    if stage.finished:
+        return stage
+    with stage.working():
+        report = inspect(collection)
+        write_json(stage.folder / "check.json", report.to_dict())
+        stage.results |= {
+            "images": len(collection),
+            "errors": len(report.errors),
+            "warnings": len(report.warnings),
+        }
+        if report.problems:
+            console.print(report.table())
+        if report.errors:
+            raise UserError(
+                f"the data has {len(report.errors)} kinds of errors (table above)",
+                where=collection.name,
+                mend="mend them and run the same command again; `weakseg check` shows them alone",
+            )
+    return stage
+
+
+def _stamp(mask: Path) -> tuple[str, int]:
+    return str(mask), mask.stat().st_mtime_ns if mask.exists() else 0

@@ -1,0 +1,264 @@
+"""Stage 7: compare with ground truth, where there is any. The only stage that opens it.
+
+What is computed here never flows back into a run: thresholds found here are *oracle* numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weakseg.console import track
+from weakseg.data.images import read_mask
+from weakseg.data.samples import Collection, Sample
+from weakseg.data.scorefile import read_scores
+from weakseg.errors import UserError
+from weakseg.files import atomic_path, write_json
+from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
+from weakseg.recipe import Recipe
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.seeds import scores_path
+
+__all__ = ["Judged", "evaluate", "judge_masks", "read_list", "sweep"]
+
+_WORST = 12
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A set of masks compared with ground truth.
+
+    Attributes:
+        metrics: Dataset-level numbers.
+        images: How many images.
+        worst: (id, mean IoU of the classes in the image), the worst first.
+    """
+
+    metrics: Metrics
+    images: int
+    worst: list[tuple[str, float]]
+
+
+def judge_masks(
+    samples: Sequence[Sample], folder: Path, num_classes: int, title: str = "evaluate"
+) -> Judged:
+    """Compares ``folder/<id>.png`` with the samples' ground truth."""
+
+    def one(sample: Sample) -> np.ndarray:
+        prediction, truth = read_mask(folder / f"{sample.id}.png"), _truth(sample)
+        return _compared(sample, lambda: confusion_matrix(prediction, truth, num_classes))
+
+    total = np.zeros((num_classes + 1, num_classes + 2), dtype=np.int64)
+    worst: list[tuple[str, float]] = []
+    with ThreadPoolExecutor() as pool:
+        for sample, counts in zip(
+            samples, track(pool.map(one, samples), title, len(samples)), strict=True
+        ):
+            total += counts
+            worst.append((sample.id, metrics(counts).miou))
+    worst.sort(key=lambda pair: (pair[1], pair[0]))
+    return Judged(metrics(total), len(samples), worst[:_WORST])
+
+
+def sweep(
+    samples: Sequence[Sample], scores: Path, num_classes: int, thresholds: int = 60
+) -> ThresholdSweep:
+    """All thresholds on the stored score maps, in one pass over the files."""
+
+    def one(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        seed = read_scores(scores_path(scores, sample.id)).full_size()
+        return *seed.best(), _truth(sample)
+
+    result = ThresholdSweep(num_classes, thresholds)
+    with ThreadPoolExecutor() as pool:
+        for sample, parts in zip(
+            samples, track(pool.map(one, samples), "sweep", len(samples)), strict=True
+        ):
+            _compared(sample, partial(result.update, *parts))
+    return result
+
+
+def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Evaluates seeds, masks and the segmenter's predictions on every split with ground truth."""
+    done = {name: run.record(name) for name in ("seeds", "masks", "predict")}
+    present = {
+        name: r.fingerprint for name, r in done.items() if r is not None and r.status == "done"
+    }
+    judged = tuple(s for s in collection if s.mask is not None)
+    stage = run.stage(
+        "evaluate",
+        {
+            "stages": present,
+            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "masks": [(s.id, str(s.mask)) for s in judged],
+        },
+        seed=recipe.seed,
+    )
+    if stage.finished:
+        return stage
+    if not judged:
+        raise UserError(
+            "the collection has no ground-truth masks",
+            where=collection.name,
+            mend="give them with data.masks (--masks FOLDER)",
+        )
+    with stage.working():
+        results = _Evaluation(run, recipe, collection, present).results()
+        write_json(stage.folder / "results.json", results)
+        _write_table(stage.folder / "results.csv", results["rows"])
+        stage.results |= {"rows": len(results["rows"])}
+    return stage
+
+
+def read_list(path: Path) -> list[str]:
+    """Ids of a list file, one in each line."""
+    try:
+        return [
+            line.split()[0]
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+    except OSError:
+        raise UserError(
+            "no such list", where=path, mend="give a text file with one image id in each line"
+        ) from None
+
+
+class _Evaluation:
+    """Everything of one run that can be compared with ground truth."""
+
+    def __init__(
+        self, run: RunFolder, recipe: Recipe, collection: Collection, present: dict[str, str]
+    ) -> None:
+        self.run, self.recipe, self.collection, self.present = run, recipe, collection, present
+        self.classes = len(collection.classes)
+        self.rows: list[dict[str, Any]] = []
+        self.worst: dict[str, list[tuple[str, float]]] = {}
+        self.sweep: dict[str, Any] | None = None
+
+    def results(self) -> dict[str, Any]:
+        train, val = self.recipe.data.train, self.recipe.data.val
+        for name, samples in self._lists(train).items():
+            if "seeds" in self.present:
+                self._judge_seeds(name, samples)
+            if "masks" in self.present:
+                self._judge("mask", name, samples, self.run.stage_folder("masks") / "masks")
+        if "predict" in self.present:
+            for name, samples in {**self._lists(train), **self._lists(val)}.items():
+                self._judge("segmenter", name, samples, self.run.stage_folder("predict") / "masks")
+        return {"rows": self.rows, "sweep": self.sweep, "worst": self.worst}
+
+    def _lists(self, splits: Iterable[str]) -> dict[str, list[Sample]]:
+        """Samples with ground truth by split, and by the recipe's lists inside those splits."""
+        known = [s for s in self.collection.split(*splits) if s.mask is not None]
+        lists = {split: [s for s in known if s.split == split] for split in splits}
+        for name, path in self.recipe.evaluate.lists.items():
+            ids = set(read_list(path))
+            lists[name] = [s for s in known if s.id in ids]
+        return {name: samples for name, samples in lists.items() if samples}
+
+    def _judge_seeds(self, name: str, samples: list[Sample]) -> None:
+        scores = self.run.stage_folder("seeds") / "scores"
+        swept = sweep(samples, scores, self.classes, self.recipe.evaluate.thresholds)
+        threshold, best = swept.best()
+        self._row("seed", name, len(samples), best, "oracle", threshold)
+        results = [metrics(m) for m in swept.confusions()]
+        rule = self.run.record("masks")
+        if rule is not None and "masks" in self.present:
+            chosen = rule.results["threshold"]
+            at = int(np.abs(swept.thresholds - chosen).argmin())
+            self._row(
+                "seed",
+                name,
+                len(samples),
+                results[at],
+                _kind(rule.results["rule"]),
+                float(swept.thresholds[at]),
+            )
+        if self.sweep is None:
+            self.sweep = {
+                "split": name,
+                "thresholds": swept.thresholds.tolist(),
+                "miou": [r.miou for r in results],
+                "fp": [r.fp for r in results],
+                "fn": [r.fn for r in results],
+            }
+
+    def _judge(self, stage: str, name: str, samples: list[Sample], folder: Path) -> None:
+        judged = judge_masks(samples, folder, self.classes, f"{stage} {name}")
+        rule = self.run.record("masks")
+        chosen = rule.results if rule is not None else {}
+        self._row(
+            stage,
+            name,
+            judged.images,
+            judged.metrics,
+            _kind(chosen.get("rule", "fixed")),
+            chosen.get("threshold"),
+        )
+        self.worst.setdefault(stage, judged.worst)
+
+    def _row(
+        self, stage: str, name: str, images: int, found: Metrics, rule: str, threshold: float | None
+    ) -> None:
+        made_by = self.recipe.predict if stage == "segmenter" else self.recipe.seeds
+        seeds = self.run.record("seeds")
+        self.rows.append(
+            {
+                "stage": stage,
+                "split": name,
+                "images": images,
+                "head": "segmenter"
+                if stage == "segmenter"
+                else (seeds.results.get("head") if seeds else None),
+                "scales": list(made_by.scales),
+                "flip": made_by.flip,
+                "crf": "none",
+                "tags": "none" if stage == "segmenter" else "given",
+                "rule": rule,
+                "threshold": threshold,
+                "miou": found.miou,
+                "fp": found.fp,
+                "fn": found.fn,
+                "precision": found.precision,
+                "recall": found.recall,
+                "iou": [None if np.isnan(v) else float(v) for v in found.iou],
+            }
+        )
+
+
+def _kind(rule: str) -> str:
+    return rule if rule == "label-free" else "fixed"
+
+
+def _truth(sample: Sample) -> np.ndarray:
+    if sample.mask is None:
+        raise ValueError(f"{sample.id} has no ground truth")
+    return read_mask(sample.mask)
+
+
+def _compared(sample: Sample, compare: Callable[[], Any]) -> Any:
+    try:
+        return compare()
+    except (ValueError, IndexError) as error:
+        raise UserError(
+            f"cannot be compared with its ground truth: {error}",
+            where=sample.id,
+            mend="run `weakseg check`: it lists masks that do not fit",
+        ) from None
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = [key for key in rows[0] if key != "iou"] if rows else []
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row | {"scales": " ".join(f"{s:g}" for s in row["scales"])})

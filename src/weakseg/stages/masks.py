@@ -1,0 +1,122 @@
+"""Stage 4: from score maps to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from weakseg.console import track
+from weakseg.data.images import write_mask
+from weakseg.data.samples import Collection
+from weakseg.data.scorefile import ScoreFile, read_scores
+from weakseg.files import atomic_path, write_json
+from weakseg.ops import label_free_threshold, power_threshold
+from weakseg.ops.confusion import IGNORE
+from weakseg.recipe import MasksConfig, Recipe
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.seeds import scores_path
+
+__all__ = ["Rule", "choose_rule", "label", "masks"]
+
+_BINS = 256
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How background was told from foreground.
+
+    Attributes:
+        rule: ``label-free``, ``constant`` or ``power``.
+        threshold: Pixels whose best score is not above it are background.
+        margin: Scores this close to the threshold are unsure (255).
+        chosen_by: One sentence.
+        histogram: Counts of the best score over all pixels of the stored maps, 256 bins.
+    """
+
+    rule: str
+    threshold: float
+    margin: float
+    chosen_by: str
+    histogram: list[int]
+
+
+def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Writes one mask for each training image, ``classes.txt`` and ``rule.json``."""
+    images = collection.split(*recipe.data.train)
+    seeded = run.record("seeds")
+    stage = run.stage(
+        "masks",
+        {
+            "seeds": seeded.fingerprint if seeded else None,
+            "masks": recipe.masks.model_dump(mode="json"),
+            "images": images.fingerprint(),
+        },
+        seed=recipe.seed,
+    )
+    if stage.finished:
+        return stage
+    scores = run.require("seeds") / "scores"
+    with stage.working():
+        rule = choose_rule(recipe.masks, scores, images)
+        write_json(stage.folder / "rule.json", asdict(rule))
+        with atomic_path(stage.folder / "classes.txt") as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in images.classes), encoding="utf-8")
+        missing = [s.id for s in images if not (stage.folder / "masks" / f"{s.id}.png").exists()]
+
+        def write(sample_id: str) -> None:
+            seed = read_scores(scores_path(scores, sample_id))
+            write_mask(
+                stage.folder / "masks" / f"{sample_id}.png",
+                label(seed, rule.threshold, rule.margin),
+            )
+
+        with ThreadPoolExecutor() as pool:
+            for _ in track(pool.map(write, missing), "masks", len(missing)):
+                pass
+        stage.results |= {
+            "images": len(images),
+            "rule": rule.rule,
+            "threshold": round(rule.threshold, 4),
+        }
+    return stage
+
+
+def label(seed: ScoreFile, threshold: float, margin: float = 0.0) -> np.ndarray:
+    """(H, W) uint8 mask of one image: the best class where it is above the background.
+
+    Where the method gave a background map, that map takes the threshold's place.
+    """
+    full = seed.full_size()
+    best, winner = full.best()
+    background = full.background()
+    limit = np.float32(threshold) if background is None else background
+    mask = np.where(best > limit, winner, 0).astype(np.uint8)
+    if margin:
+        mask[np.abs(best - limit) <= margin] = IGNORE
+    return mask
+
+
+def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
+    """The threshold of the recipe's rule; no ground truth is looked at."""
+    histogram = np.zeros(_BINS, dtype=np.int64)
+    for best in track(_best_scores(scores, images), "scores", len(images)):
+        bins = np.minimum((best * _BINS).astype(np.int64), _BINS - 1)
+        histogram += np.bincount(bins.ravel(), minlength=_BINS)
+    if config.rule == "constant":
+        threshold, why = config.threshold, "set in the recipe (masks.threshold)"
+    elif config.rule == "power":
+        threshold = power_threshold(config.alpha)
+        why = f"background score (1 - max)^{config.alpha:g}, which equals this threshold"
+    else:
+        threshold = label_free_threshold(histogram)
+        why = "from the scores alone"
+    return Rule(config.rule, threshold, config.margin, why, histogram.tolist())
+
+
+def _best_scores(scores: Path, images: Collection) -> Iterator[np.ndarray]:
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda s: read_scores(scores_path(scores, s.id)).best()[0], images)

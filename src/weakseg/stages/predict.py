@@ -1,0 +1,85 @@
+"""Stage 6: masks of the trained segmenter."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from weakseg.console import Bar
+from weakseg.data.images import write_mask
+from weakseg.data.samples import Collection, Sample
+from weakseg.data.sources import sample_id, scan
+from weakseg.errors import UserError
+from weakseg.export.model import load
+from weakseg.inference import Predictor
+from weakseg.recipe import InferenceConfig, Recipe
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
+
+__all__ = ["images_in", "predict", "predict_images"]
+
+
+def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Predicts every image of the collection; training images too, whose masks it improves."""
+    trained = run.record("segment")
+    stage = run.stage(
+        "predict",
+        {
+            "segment": trained.fingerprint if trained else None,
+            "predict": recipe.predict.model_dump(mode="json"),
+            "images": collection.fingerprint(),
+        },
+        seed=recipe.seed,
+    )
+    if stage.finished:
+        return stage
+    model = load(run.require("segment"))
+    with stage.working():
+        model.to(pick_device(recipe.runtime.accelerator))
+        predict_images(model, collection.samples, stage.folder / "masks", recipe.predict)
+        stage.results |= {"images": len(collection)}
+    return stage
+
+
+def predict_images(
+    predictor: Predictor, samples: tuple[Sample, ...], folder: Path, config: InferenceConfig
+) -> None:
+    """Writes the masks that are not there yet, at the images' own sizes."""
+    predictor.scales, predictor.flip, predictor.max_side = (
+        config.scales,
+        config.flip,
+        config.max_side,
+    )
+    groups = groups_of_one_size(samples, config.batch)
+    todo = [g for g in groups if not all((folder / f"{s.id}.png").exists() for s in g)]
+
+    def write(group: list[Sample], found: np.ndarray) -> None:
+        for sample, mask in zip(group, found, strict=True):
+            write_mask(folder / f"{sample.id}.png", mask)
+
+    done = len(samples) - sum(map(len, todo))
+    with ThreadPoolExecutor(1) as writer, Bar("predict", len(samples), done) as bar:
+        written: list[Future[None]] = []
+        for group, images in ahead(lambda g: read_group(g, None), todo):
+            written.append(writer.submit(write, group, predictor.predict_batch(images)))
+            while len(written) > 4:
+                written.pop(0).result()
+            bar.step(len(group))
+        for future in written:
+            future.result()
+
+
+def images_in(path: Path) -> tuple[Sample, ...]:
+    """The images of a folder and its sub-folders, or one image, as samples without tags.
+
+    Raises:
+        UserError: There is no image.
+    """
+    if path.is_file():
+        return (Sample(path.stem, path, None),)
+    found = scan(path) if path.is_dir() else []
+    if not found:
+        raise UserError("holds no images", where=path, mend="give a folder of images, or one image")
+    return tuple(Sample(sample_id(name), path / name, None) for name in found)

@@ -1,0 +1,99 @@
+"""Stage 5: train a segmentation network on the masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weakseg.data.loading import TrainingImages, derive_seed
+from weakseg.data.samples import Collection
+from weakseg.export.model import initialise, save
+from weakseg.methods import Trainable
+from weakseg.networks.backbone import make_backbone
+from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.recipe import Recipe
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.train import (
+    augment_for,
+    details,
+    launched,
+    origin,
+    placement,
+    predictor_of,
+    run_training,
+    saved_spec,
+    without_pace,
+)
+from weakseg.training.fit import fit
+from weakseg.training.segmenter import Segmenter
+
+__all__ = ["segment"]
+
+
+def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Trains DeepLabV3+ on the masks of the training images and writes its model folder."""
+    images = collection.split(*recipe.data.train)
+    masked = run.record("masks")
+    stage = run.stage(
+        "segment",
+        {
+            "seed": recipe.seed,
+            "masks": masked.fingerprint if masked else None,
+            "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
+            "segmenter": recipe.segmenter.model_dump(mode="json", exclude={"train", "backbone"}),
+            "train": without_pace(recipe.segmenter.train),
+            "init_from": origin(recipe.segmenter.train),
+        },
+        seed=recipe.seed,
+    )
+    if stage.finished:
+        return stage
+    run.require("masks")
+    with stage.working():
+        run_training(run, stage, recipe, __name__, lambda: _fit(run, recipe, images))
+    return stage
+
+
+def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
+    folder, config, spec = run.stage_folder("segment"), recipe.segmenter, recipe.segmenter_backbone
+    decoder = {"channels": config.channels, "dilations": list(config.dilations)}
+
+    def make_model() -> Trainable:
+        model = Segmenter(
+            DeepLabV3Plus(
+                make_backbone(spec), len(images.classes) + 1, config.channels, config.dilations
+            )
+        )
+        if config.train.init_from is not None:
+            initialise(model, config.train.init_from)
+        return model
+
+    def make_data(model: Trainable) -> TrainingImages:
+        masks = [run.stage_folder("masks") / "masks" / f"{s.id}.png" for s in images]
+        seed = derive_seed(recipe.seed, "segment")
+        return TrainingImages(images, augment_for(model, config.train), seed, masks)
+
+    result = fit(
+        folder,
+        make_model,
+        make_data,
+        config.train,
+        placement(recipe),
+        derive_seed(recipe.seed, "segment") % 2**31,
+        "segment",
+    )
+    network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
+    save(
+        folder / "model",
+        predictor_of(result, images, recipe.predict),
+        network,
+        details(recipe, result, images) | {"network": "DeepLabV3+"},
+    )
+    return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
+
+
+def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
+    return _fit(run, recipe, collection.split(*recipe.data.train))
+
+
+if __name__ == "__main__":
+    launched("segment", _main)

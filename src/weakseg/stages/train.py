@@ -1,0 +1,218 @@
+"""Stage 2: train the method's network on images and tags.
+
+With several devices the stage runs as a process of its own (``python -m weakseg.stages.train
+RUN``), because Lightning starts the main script again in every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weakseg.console import console
+from weakseg.data.loading import Augment, TrainingImages, derive_seed
+from weakseg.data.samples import Collection
+from weakseg.errors import UserError
+from weakseg.export.model import find_model, initialise, save
+from weakseg.files import write_json
+from weakseg.inference import Normalise, Predictor
+from weakseg.methods import Trainable, build
+from weakseg.networks.backbone import backbone_factory
+from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import InferenceConfig, Recipe, load_recipe
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.check import collect
+from weakseg.training.config import TrainConfig
+from weakseg.training.fit import Placement, TrainingResult, fit
+
+__all__ = [
+    "augment_for",
+    "inputs",
+    "origin",
+    "placement",
+    "run_training",
+    "saved_spec",
+    "train",
+    "without_pace",
+]
+
+
+def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Trains the method on the training splits and writes its model folder."""
+    images = collection.split(*recipe.data.train)
+    stage = run.stage("train", inputs(recipe, images), seed=recipe.seed)
+    if stage.finished:
+        return stage
+    with stage.working():
+        run_training(run, stage, recipe, __name__, lambda: _fit(stage.folder, recipe, images))
+    return stage
+
+
+def inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
+    """Everything that decides the result of the stage."""
+    return {
+        "seed": recipe.seed,
+        "method": recipe.method,
+        "backbone": recipe.backbone.model_dump(mode="json"),
+        "train": without_pace(recipe.train),
+        "init_from": origin(recipe.train),
+        "images": images.fingerprint(),
+    }
+
+
+def without_pace(config: TrainConfig) -> dict[str, Any]:
+    """Settings of a training, less those that do not change its result."""
+    return config.model_dump(mode="json", exclude={"checkpoint_every", "init_from"})
+
+
+def origin(config: TrainConfig) -> Any:
+    """What ``init_from`` points to now, so that other weights there mean other inputs."""
+    if config.init_from is None:
+        return None
+    weights = find_model(config.init_from) / "model.safetensors"
+    return [str(weights), weights.stat().st_size, weights.stat().st_mtime_ns]
+
+
+def run_training(
+    run: RunFolder, stage: Stage, recipe: Recipe, module: str, work: Callable[[], dict[str, Any]]
+) -> None:
+    """Runs a training stage here, or in processes of its own for several devices.
+
+    ``work`` trains, writes the model folder and returns the stage's results.
+    """
+    if recipe.runtime.devices * recipe.runtime.nodes == 1:
+        stage.results |= work()
+        return
+    results, failure = stage.folder / "results.json", stage.folder / "failure.json"
+    for old in (results, failure):
+        old.unlink(missing_ok=True)
+    done = subprocess.run([sys.executable, "-m", module, str(run.path)], check=False)
+    if failure.exists():
+        raise UserError(**json.loads(failure.read_text(encoding="utf-8")))
+    if done.returncode or not results.exists():
+        raise UserError(
+            f"a training process ended with code {done.returncode}",
+            where=stage.folder,
+            mend="its last lines above say why; run the same command again to go on",
+        )
+    stage.results |= json.loads(results.read_text(encoding="utf-8"))
+
+
+def launched(
+    stage_name: str, work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]]
+) -> None:
+    """Body of a launched training process: every rank runs it, the first one reports."""
+    run = RunFolder(sys.argv[1])
+    recipe = load_recipe(run.recipe_file)
+    folder = run.stage_folder(stage_name)
+    try:
+        results = work(run, recipe, collect(recipe.data))
+    except UserError as error:
+        write_json(
+            folder / "failure.json", {"what": error.what, "where": error.where, "mend": error.mend}
+        )
+        raise SystemExit(2) from None
+    write_json(folder / "results.json", results)
+
+
+def placement(recipe: Recipe) -> Placement:
+    """Where the recipe's trainings run."""
+    r = recipe.runtime
+    return Placement(r.accelerator, r.devices, r.nodes, r.workers)
+
+
+def augment_for(model: Trainable, config: TrainConfig) -> Augment:
+    """The views of a training, normalised as the model's backbone expects."""
+    backbone = model.backbone
+    return Augment(
+        config.crop, config.resize, config.flip, config.jitter, backbone.mean, backbone.std
+    )
+
+
+def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
+    """The backbone as a model folder describes it: same network, weights from the folder."""
+    own = spec.model_dump(mode="json")
+    norm = "frozen" if spec.norm_is_frozen else "trained"
+    return own | {
+        "pretrained": False,
+        "weights": None,
+        "norm": norm,
+        "mean": list(model.backbone.mean),
+        "std": list(model.backbone.std),
+    }
+
+
+def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
+    config = recipe.train
+
+    def make_model() -> Trainable:
+        model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
+        _start_from(model, config)
+        return model
+
+    def make_data(model: Trainable) -> TrainingImages:
+        return TrainingImages(images, augment_for(model, config), derive_seed(recipe.seed, "train"))
+
+    result = fit(folder, make_model, make_data, config, placement(recipe), recipe.seed, "train")
+    network = {
+        "task": "method",
+        "method": dict(recipe.method),
+        "backbone": saved_spec(recipe.backbone, result.model),
+    }
+    save(
+        folder / "model",
+        predictor_of(result, images, recipe.predict),
+        network,
+        details(recipe, result, images),
+    )
+    return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
+
+
+def predictor_of(
+    result: TrainingResult, images: Collection, inference: InferenceConfig
+) -> Predictor:
+    """The trained model as a predictor."""
+    backbone = result.model.backbone
+    return Predictor(
+        result.model,
+        images.classes,
+        Normalise(tuple(backbone.mean), tuple(backbone.std)),
+        scales=inference.scales,
+        flip=inference.flip,
+        max_side=inference.max_side,
+    )
+
+
+def details(recipe: Recipe, result: TrainingResult, images: Collection) -> dict[str, Any]:
+    """What the card of a model folder says."""
+    return {
+        "data": images.name,
+        "images": len(images),
+        "tags from": images.tag_source,
+        "method": recipe.method["name"],
+        "backbone": recipe.backbone.name,
+        "steps": result.steps,
+        "seed": recipe.seed,
+    }
+
+
+def _start_from(model: Trainable, config: TrainConfig) -> None:
+    if config.init_from is None:
+        return
+    missing = initialise(model, config.init_from)
+    if missing:
+        console.print(
+            f"  {len(missing)} tensors are not in {config.init_from} and start fresh, such as {missing[0]}"
+        )
+
+
+def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
+    return _fit(run.stage_folder("train"), recipe, collection.split(*recipe.data.train))
+
+
+if __name__ == "__main__":
+    launched("train", _main)

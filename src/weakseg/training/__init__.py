@@ -1,0 +1,1 @@
+"""Training on Lightning: one adapter for methods and segmenters."""
