@@ -42,7 +42,7 @@ class Normalise:
 def evaluating(model: Trainable):
     """Evaluation mode without gradients; restores the mode afterwards, also after an error."""
     training = model.training
-    model.eval()
+    model.eval().to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
             yield model
@@ -108,10 +108,12 @@ def _views(
         side = [max(1, round(height * scale)), max(1, round(width * scale))]
         scaled = V.resize(images, side, interpolation=V.InterpolationMode.BICUBIC, antialias=True)
     inputs = normalise(scaled)
+    if flip:
+        inputs = torch.cat([inputs, inputs.flip(-1)])
+    both = model(inputs.contiguous(memory_format=torch.channels_last), head)
     if not flip:
-        yield model(inputs, head), False
+        yield both, False
         return
-    both = model(torch.cat([inputs, inputs.flip(-1)]), head)
     count = len(images)
     for rows, mirrored in ((slice(0, count), False), (slice(count, None), True)):
         yield (

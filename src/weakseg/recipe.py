@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
@@ -29,6 +29,7 @@ __all__ = [
     "RuntimeConfig",
     "SeedsConfig",
     "SegmenterConfig",
+    "SegmenterTrainConfig",
     "commented_yaml",
     "load_recipe",
     "shipped_recipes",
@@ -108,16 +109,29 @@ class MasksConfig(Frozen):
     )
 
 
+class SegmenterTrainConfig(TrainConfig):
+    """Crops, schedule and optimiser of the segmenter."""
+
+    resize: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.75, 2.0),
+        description="range of the longer side before the crop, as a share of the crop",
+    )
+
+
 class SegmenterConfig(Frozen):
     """The segmentation network trained on the masks (DeepLabV3+)."""
 
     enabled: bool = Field(True, description="false = stop after the masks")
     backbone: BackboneSpec | None = Field(None, description="null = as the method's")
+    from_classifier: bool | None = Field(
+        None,
+        description="start the backbone from the classifier's; null = where it has no ImageNet weights",
+    )
     channels: PositiveInt = Field(256, description="width of the decoder")
     dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (6, 12, 18), description="of the ASPP"
     )
-    train: TrainConfig = Field(default_factory=lambda: TrainConfig(resize=(0.75, 2.0), epochs=10.0))
+    train: SegmenterTrainConfig = Field(default_factory=SegmenterTrainConfig)
 
 
 class EvaluateConfig(Frozen):
@@ -170,6 +184,13 @@ class Recipe(Frozen):
         return value
 
     @property
+    def segmenter_starts_from_classifier(self) -> bool:
+        """True where the segmenter's backbone starts from the trained classifier's weights."""
+        wanted = self.segmenter.from_classifier
+        same = self.segmenter_backbone == self.backbone
+        return same and self.backbone.from_scratch if wanted is None else wanted
+
+    @property
     def segmenter_backbone(self) -> BackboneSpec:
         """The segmenter's backbone: its own, or the method's."""
         return self.segmenter.backbone or self.backbone
@@ -211,7 +232,7 @@ def load_recipe(
                 where="--set",
                 mend="write --set key.sub=value",
             )
-        values = _assign(values, key.strip().split("."), yaml.safe_load(text), key)
+        values = _assign(values, key.strip().split("."), _parsed(text, assignment), key)
     return validate(Recipe, values, where=where)
 
 
@@ -258,7 +279,9 @@ def _commented_line(name: str, value: Any, description: str | None, indent: str)
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
 
 
 def _sentence(config: type[Frozen]) -> str:
@@ -305,6 +328,17 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _parsed(text: str, assignment: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"the right side of {assignment!r} is not YAML: {str(error).splitlines()[0]}",
+            where="--set",
+            mend="quote text that holds : [ ] { } or a comma",
+        ) from None
 
 
 def _assign(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:

@@ -108,8 +108,9 @@ class Stage:
         start = time.monotonic()
         before = 0.0
         try:
-            if self.previous is not None and not self._same_inputs:
-                shutil.rmtree(self.folder)
+            if not self._same_inputs:
+                if self.folder.exists():  # made from other inputs, or from inputs unknown
+                    shutil.rmtree(self.folder)
             elif self.previous is not None:
                 before = self.previous.seconds
                 self.record.starts = self.previous.starts + 1

@@ -1,6 +1,3 @@
 """Images, tags and classes: samples, the sources that yield them, and their check."""
 
 from weakseg.data import folder, shapes, voc  # noqa: F401  (they register themselves)
-from weakseg.data.sources import sources
-
-__all__ = ["sources"]

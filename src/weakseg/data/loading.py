@@ -157,7 +157,9 @@ class TrainingImages(Dataset):
                     self.samples[index].id,
                 )
             size = (image.shape[2], image.shape[1])
-            mask = cv2.resize(read_mask(self.masks[index]), size, interpolation=cv2.INTER_NEAREST)
+            mask = cv2.resize(
+                read_mask(self.masks[index]), size, interpolation=cv2.INTER_NEAREST_EXACT
+            )
             view, labels = self._views(image, tv_tensors.Mask(torch.from_numpy(mask)))
             return view.as_subclass(Tensor), labels.as_subclass(Tensor), self.samples[index].id
 
@@ -218,10 +220,8 @@ class StepBatches(Sampler):
         for step in range(self.start, self.steps):
             first = step * self.batch + self.rank * share
             keys = [(p % self.images, p // self.images) for p in range(first, first + share)]
-            for turn in {turn for _, turn in keys}:
-                if turn not in orders:
-                    orders = {t: order for t, order in orders.items() if t >= turn - 1}
-                    orders[turn] = self._order(turn)
+            turns = {turn for _, turn in keys}
+            orders = {t: orders[t] if t in orders else self._order(t) for t in turns}
             yield [(orders[turn][place], turn) for place, turn in keys]
 
     def _order(self, turn: int) -> list[int]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from weakseg.config import validate
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
 from weakseg.files import atomic_path, write_json
@@ -21,9 +22,10 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["initialise", "load", "read_weights", "save"]
+__all__ = ["find_model", "initialise", "load", "read_weights", "save"]
 
 _FORMAT = 1
+_KEYS = ("task", "backbone", "classes", "preprocessing", "inference", "details")
 
 
 def save(
@@ -79,7 +81,9 @@ def load(folder: str | Path) -> Predictor:
     """
     folder = find_model(Path(folder))
     config = _read_config(folder)
-    spec = BackboneSpec(**config["backbone"])
+    spec = validate(
+        BackboneSpec, config["backbone"], where=folder / "config.json", prefix="backbone"
+    )
     classes = tuple(config["classes"])
     if config["task"] == "method":
         model: Trainable = build(config["method"], backbone_factory(spec), len(classes))
@@ -162,7 +166,7 @@ def initialise(model: Trainable, folder: Path) -> list[str]:
     given = read_weights(find_model(folder))
     own = model.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    if not fitting:
+    if not any(tensor.ndim for tensor in fitting.values()):  # counters fit every network
         raise UserError(
             "no tensor of this model fits the network",
             where=folder,
@@ -181,11 +185,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
             where=folder / "config.json",
             mend="copy the model folder again",
         ) from None
-    if config.get("format") != _FORMAT:
+    given = config if isinstance(config, dict) else {}
+    if given.get("format") != _FORMAT:
         raise UserError(
-            f"has format {config.get('format')!r}, this version reads {_FORMAT}",
+            f"has format {given.get('format')!r}, this version reads {_FORMAT}",
             where=folder / "config.json",
             mend="use the version of weakseg that wrote it (see README.md beside it)",
+        )
+    missing = [key for key in _KEYS if key not in given]
+    if missing:
+        raise UserError(
+            f"lacks {', '.join(missing)}",
+            where=folder / "config.json",
+            mend="copy the model folder again",
         )
     return config
 

@@ -138,14 +138,18 @@ def _create(spec: BackboneSpec) -> nn.Module:
 
 def _check_that_weights_fit(network: nn.Module, spec: BackboneSpec) -> None:
     """timm loads feature networks leniently: a file of another network would pass unnoticed."""
-    given = load_state_dict(str(spec.weights), weights_only=True).keys()
+    given = {_flat(key) for key in load_state_dict(str(spec.weights), weights_only=True)}
     own = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
-    missing = [key for key in own if key not in given]
+    missing = [key for key in own if _flat(key) not in given]
     if missing:
         raise _explain(
             spec,
             ValueError(f"{len(missing)} of {len(own)} tensors are missing, such as {missing[0]}"),
         )
+
+
+def _flat(key: str) -> str:
+    return key.replace(".", "_")  # feature networks write stages_0 for the file's stages.0
 
 
 def _existing(path: Path) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import (
+    ASPPPooling,
+    DeepLabV3PlusDecoder,
+)
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
@@ -59,6 +62,9 @@ class DeepLabV3Plus(nn.Module):
             aspp_separable=True,
             aspp_dropout=0.5,
         )
+        for pooling in self.decoder.modules():
+            if isinstance(pooling, ASPPPooling):
+                pooling[2] = _PooledNorm(pooling[2].num_features)
         self.classifier = nn.Conv2d(channels, num_outputs, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,3 +76,15 @@ class DeepLabV3Plus(nn.Module):
         padded = (height + below, width + right)
         logits = F.interpolate(coarse.float(), padded, mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
+
+
+class _PooledNorm(nn.BatchNorm2d):
+    """BatchNorm behind global pooling, where one image has no spread: running statistics serve it."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Normalises (B, C, 1, 1); a batch of one leaves the running statistics alone."""
+        if self.training and len(pooled) > 1:
+            return super().forward(pooled)
+        return F.batch_norm(
+            pooled, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )

@@ -128,9 +128,8 @@ class ThresholdSweep:
             truth: (H, W) uint8 in 0..K or 255.
         """
         known = truth != IGNORE
-        # Bin b holds the scores that lie above exactly the first b thresholds.
-        bins = np.ceil(best[known] * np.float32(len(self.thresholds))).astype(np.int64)
-        np.clip(bins, 0, len(self.thresholds), out=bins)
+        # Bin b holds the scores that lie above exactly the first b thresholds; float32, as masks.
+        bins = np.searchsorted(self.thresholds.astype(np.float32), best[known].astype(np.float32))
         side = self.num_classes + 1
         flat = (bins * side + truth[known]) * side + winner[known]
         self._counts += np.bincount(flat, minlength=self._counts.size).reshape(self._counts.shape)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from weakseg.console import Bar, console
-from weakseg.data import sources
 from weakseg.data.check import CheckReport
 from weakseg.data.check import check as check_collection
 from weakseg.data.samples import Collection
+from weakseg.data.sources import sources
 from weakseg.errors import UserError
 from weakseg.files import write_json
 from weakseg.recipe import DataConfig, Recipe

@@ -24,7 +24,7 @@ from weakseg.files import atomic_path, write_json
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.seeds import scores_path
+from weakseg.stages.seeds import classification_f1, scores_path
 
 __all__ = ["Judged", "evaluate", "judge_masks", "read_list", "sweep"]
 
@@ -166,22 +166,16 @@ class _Evaluation:
 
     def _judge_seeds(self, name: str, samples: list[Sample]) -> None:
         scores = self.run.stage_folder("seeds") / "scores"
+        f1 = classification_f1(self.collection.only(s.id for s in samples), scores)
         swept = sweep(samples, scores, self.classes, self.recipe.evaluate.thresholds)
-        threshold, best = swept.best()
-        self._row("seed", name, len(samples), best, "oracle", threshold)
         results = [metrics(m) for m in swept.confusions()]
-        rule = self.run.record("masks")
-        if rule is not None and "masks" in self.present:
-            chosen = rule.results["threshold"]
-            at = int(np.abs(swept.thresholds - chosen).argmin())
-            self._row(
-                "seed",
-                name,
-                len(samples),
-                results[at],
-                _kind(rule.results["rule"]),
-                float(swept.thresholds[at]),
-            )
+        oracle, best = swept.best()
+        self._row("seed", name, len(samples), best, "oracle", oracle, f1)
+        if "masks" in self.present:
+            rule, threshold = self._rule()
+            nearest = int(np.abs(swept.thresholds - threshold).argmin())
+            at = float(swept.thresholds[nearest])
+            self._row("seed", name, len(samples), results[nearest], rule, at, f1)
         if self.sweep is None:
             self.sweep = {
                 "split": name,
@@ -193,35 +187,40 @@ class _Evaluation:
 
     def _judge(self, stage: str, name: str, samples: list[Sample], folder: Path) -> None:
         judged = judge_masks(samples, folder, self.classes, f"{stage} {name}")
-        rule = self.run.record("masks")
-        chosen = rule.results if rule is not None else {}
-        self._row(
-            stage,
-            name,
-            judged.images,
-            judged.metrics,
-            _kind(chosen.get("rule", "fixed")),
-            chosen.get("threshold"),
-        )
+        self._row(stage, name, judged.images, judged.metrics, *self._rule())
         self.worst.setdefault(stage, judged.worst)
 
+    def _rule(self) -> tuple[str, float]:
+        """Kind and threshold of the rule that made the masks."""
+        record = self.run.record("masks")
+        results = record.results if record is not None else {}
+        rule = results.get("rule", "constant")
+        return (rule if rule == "label-free" else "fixed"), float(results.get("threshold", np.nan))
+
     def _row(
-        self, stage: str, name: str, images: int, found: Metrics, rule: str, threshold: float | None
+        self,
+        stage: str,
+        name: str,
+        images: int,
+        found: Metrics,
+        rule: str,
+        threshold: float,
+        f1: float | None = None,
     ) -> None:
-        made_by = self.recipe.predict if stage == "segmenter" else self.recipe.seeds
+        """Adds a row that says everything a number must be reported with."""
+        segmenter = stage == "segmenter"
+        made_by = self.recipe.predict if segmenter else self.recipe.seeds
         seeds = self.run.record("seeds")
         self.rows.append(
             {
                 "stage": stage,
                 "split": name,
                 "images": images,
-                "head": "segmenter"
-                if stage == "segmenter"
-                else (seeds.results.get("head") if seeds else None),
+                "head": "segmenter" if segmenter or seeds is None else seeds.results.get("head"),
                 "scales": list(made_by.scales),
                 "flip": made_by.flip,
                 "crf": "none",
-                "tags": "none" if stage == "segmenter" else "given",
+                "tags": "none" if segmenter else "given",
                 "rule": rule,
                 "threshold": threshold,
                 "miou": found.miou,
@@ -229,13 +228,16 @@ class _Evaluation:
                 "fn": found.fn,
                 "precision": found.precision,
                 "recall": found.recall,
-                "iou": [None if np.isnan(v) else float(v) for v in found.iou],
+                "f1": f1,
+                "iou": _plain(found.iou),
+                "class_fp": _plain(found.class_fp),
+                "class_fn": _plain(found.class_fn),
             }
         )
 
 
-def _kind(rule: str) -> str:
-    return rule if rule == "label-free" else "fixed"
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(v) else float(v) for v in values]
 
 
 def _truth(sample: Sample) -> np.ndarray:
@@ -256,7 +258,11 @@ def _compared(sample: Sample, compare: Callable[[], Any]) -> Any:
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = [key for key in rows[0] if key != "iou"] if rows else []
+    columns = (
+        [key for key, value in rows[0].items() if not isinstance(value, list) or key == "scales"]
+        if rows
+        else []
+    )
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

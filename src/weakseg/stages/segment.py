@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
-from weakseg.export.model import initialise, save
+from weakseg.errors import UserError
+from weakseg.export.model import find_model, initialise, read_weights, save
 from weakseg.methods import Trainable
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
@@ -57,12 +59,14 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     folder, config, spec = run.stage_folder("segment"), recipe.segmenter, recipe.segmenter_backbone
     decoder = {"channels": config.channels, "dilations": list(config.dilations)}
 
-    def make_model() -> Trainable:
+    def make_model() -> Segmenter:
         model = Segmenter(
             DeepLabV3Plus(
                 make_backbone(spec), len(images.classes) + 1, config.channels, config.dilations
             )
         )
+        if recipe.segmenter_starts_from_classifier:
+            _start_backbone(model, run.stage_folder("train"))
         if config.train.init_from is not None:
             initialise(model, config.train.init_from)
         return model
@@ -89,6 +93,19 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         details(recipe, result, images) | {"network": "DeepLabV3+"},
     )
     return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
+
+
+def _start_backbone(model: Segmenter, folder: Path) -> None:
+    weights = read_weights(find_model(folder))
+    own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    try:
+        model.backbone.load_state_dict(own)
+    except RuntimeError:
+        raise UserError(
+            "the segmenter's backbone differs from the classifier's",
+            where="segmenter.from_classifier",
+            mend="set it to false, or leave segmenter.backbone out",
+        ) from None
 
 
 def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +135,21 @@ def _train(
     )
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "gpu"
     workers = loader_processes(placement.workers, accelerator)
-    trainer.fit(module, _StepLoader(data, module, workers, seed, world))
+    with _stoppable():
+        trainer.fit(module, _StepLoader(data, module, workers, seed, world))
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C stays Ctrl-C: Lightning turns it into an exit, and switches it off for good."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 class _StepLoader(L.LightningDataModule):

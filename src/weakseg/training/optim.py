@@ -48,7 +48,7 @@ def make_optimiser(
 def learning_rate(config: TrainConfig, progress: float) -> float:
     """Learning rate at ``progress`` in [0, 1) of the schedule, before the groups' factors."""
     if progress < config.warmup:
-        return config.lr * max(progress, 1e-3) / config.warmup
+        return config.lr * min(1.0, max(progress, 1e-3) / config.warmup)
     left = 1 - (progress - config.warmup) / (1 - config.warmup)
     if config.schedule == "poly":
         return config.lr * left**config.power

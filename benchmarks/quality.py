@@ -1,0 +1,230 @@
+"""Quality on the VOC subset: one row for each stage and list, appended to results/quality.csv.
+
+    uv run python benchmarks/quality.py --method cam --seeds 0 1 2 --out runs/quality
+
+The ``cpu`` budget is that of docs/architecture.md: resnet18, crop 192, batch 16; a CAM warm-up of
+10,000 image steps, made once per seed and shared by all methods, then 6,000 image steps of the
+method; seeds at scales {1, 0.5} + flip on images of at most 256 px; a segmenter of 6,000 image
+steps. Interrupted runs go on. Masks of the subset are opened by the evaluation alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import Recipe, load_recipe
+from weakseg.runfolder import STAGES, RunFolder
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "quality.csv"
+COLUMNS = [
+    "data",
+    "list",
+    "method",
+    "variant",
+    "backbone",
+    "crop",
+    "steps",
+    "batch",
+    "seed",
+    "stage",
+    "head",
+    "scales",
+    "crf",
+    "tags",
+    "images",
+    "rule",
+    "threshold",
+    "miou",
+    "fp",
+    "fn",
+    "precision",
+    "recall",
+    "f1",
+    "active_steps",
+    "seconds",
+    "device",
+    "commit",
+    "command",
+]
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "backbone": "resnet18",
+        "warmup_steps": 625,
+        "train": {"steps": 375, "crop": 192, "batch": 16},
+        "seeds": {"scales": [1, 0.5], "flip": True, "max_side": 256},
+        "segmenter": {"train": {"steps": 375, "crop": 192, "batch": 16, "resize": [0.75, 1.75]}},
+        "predict": {"max_side": 256},
+        "lists": ("report_320", "val_160"),
+    },
+    "gpu": {
+        "backbone": "resnet50",
+        "warmup_steps": 800,
+        "train": {"steps": 800, "crop": 512, "batch": 16},
+        "seeds": {"scales": [1, 0.5, 1.5, 2], "flip": True},
+        "segmenter": {"train": {"steps": 4000, "crop": 512, "batch": 16}},
+        "predict": {},
+        "lists": ("report_320", "val_160"),
+    },
+}
+
+
+def main() -> None:
+    """Runs the budget for each seed."""
+    args = _arguments()
+    for seed in args.seeds:
+        folder = (
+            args.out / f"{args.budget}-{args.method}{args.variant and '-' + args.variant}-{seed}"
+        )
+        warm = args.out / f"{args.budget}-warmup-{seed}"
+        run_recipe(_recipe(args, seed, None), warm, until="train")
+        recipe = _recipe(args, seed, warm)
+        run_recipe(recipe, folder)
+        _append(_rows(args, recipe, RunFolder(folder), seed))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--method", default="cam")
+    parser.add_argument("--variant", default="", help="name of the settings given with --set")
+    parser.add_argument("--budget", choices=BUDGETS, default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--voc", type=Path, default=HERE / "../../shared/data/voc2012-subset")
+    parser.add_argument("--weights", type=Path, default=HERE / "../../shared/weights")
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    return parser.parse_args()
+
+
+def _recipe(args: argparse.Namespace, seed: int, warm: Path | None) -> Recipe:
+    budget, voc = BUDGETS[args.budget], args.voc.resolve()
+    lists = voc / "ImageSets" / "Segmentation"
+    train = dict(budget["train"])
+    if warm is None:
+        train["steps"] = budget["warmup_steps"]
+    else:
+        train["init_from"] = str(warm)
+    values = {
+        "seed": seed,
+        "data": {
+            "root": str(voc / "JPEGImages"),
+            "labels": str(voc / "labels.csv"),
+            "masks": str(voc / "SegmentationClass"),
+        },
+        "method": {"name": args.method if warm is not None else "cam"},
+        "backbone": {
+            "name": budget["backbone"],
+            "weights": str(args.weights.resolve() / f"{budget['backbone']}.safetensors"),
+        },
+        "train": train,
+        "seeds": budget["seeds"],
+        "segmenter": budget["segmenter"],
+        "predict": budget["predict"],
+        "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in budget["lists"]}},
+    }
+    return load_recipe(values, sets=args.sets if warm is not None else ())
+
+
+def _rows(
+    args: argparse.Namespace, recipe: Recipe, run: RunFolder, seed: int
+) -> list[dict[str, Any]]:
+    found = json.loads((run.stage_folder("evaluate") / "results.json").read_text())["rows"]
+    trained = run.record("train")
+    common = {
+        "data": "VOC subset",
+        "method": args.method,
+        "variant": args.variant,
+        "backbone": recipe.backbone.name,
+        "crop": recipe.train.crop,
+        "batch": recipe.train.batch,
+        "seed": seed,
+        "active_steps": " ".join(f"{k}:{n}" for k, n in trained.results["active_steps"].items()),
+        "device": device(),
+        "commit": commit(),
+        "command": "benchmarks/quality.py " + _portable(args),
+    }
+    last = {"seed": "seeds", "mask": "masks", "segmenter": "predict"}
+    rows = []
+    for row in found:
+        if row["split"] not in BUDGETS[args.budget]["lists"]:
+            continue
+        training = recipe.segmenter.train if row["stage"] == "segmenter" else recipe.train
+        scales = " ".join(f"{s:g}" for s in row["scales"]) + (" flip" if row["flip"] else "")
+        seconds = sum(r.seconds for r in map(run.record, _until(last[row["stage"]])) if r)
+        rows.append(
+            common
+            | {k: row[k] for k in ("stage", "head", "crf", "tags", "images", "rule")}
+            | {
+                k: "" if row[k] is None else round(row[k], 4)
+                for k in ("threshold", "miou", "fp", "fn", "precision", "recall", "f1")
+            }
+            | {
+                "list": row["split"],
+                "steps": training.steps,
+                "scales": scales,
+                "seconds": round(seconds),
+            }
+        )
+    return rows
+
+
+def _until(stage: str) -> tuple[str, ...]:
+    return STAGES[1 : STAGES.index(stage) + 1]
+
+
+def _portable(args: argparse.Namespace) -> str:
+    parts = [
+        f"--method {args.method} --budget {args.budget} --seeds {' '.join(map(str, args.seeds))}"
+    ]
+    parts += [f"--variant {args.variant}"] if args.variant else []
+    return " ".join(parts + [f"--set {s}" for s in args.sets])
+
+
+def _append(rows: list[dict[str, Any]]) -> None:
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(
+            row["list"], row["stage"], row["rule"], row["threshold"], row["miou"], file=sys.stderr
+        )
+
+
+def device() -> str:
+    """What the numbers were computed on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """Short hash of the commit, with a plus where the tree differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ("git", *words), cwd=HERE, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,516 @@
+"""Turns the facts of a run into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from weakseg.data.samples import Collection, Sample
+from weakseg.files import atomic_path
+from weakseg.recipe import Recipe
+from weakseg.report import words
+from weakseg.report.charts import COLOURS, Mark, Series, histogram, line_chart
+from weakseg.report.facts import Facts, Score, entries, gather, number
+from weakseg.report.pictures import (
+    HEAT_STOPS,
+    Picture,
+    chip_colour,
+    choose,
+    heat_map,
+    mask_picture,
+    overlay,
+    photo,
+    thumbnail,
+)
+from weakseg.runfolder import STAGES, RunFolder
+
+__all__ = ["write_report"]
+
+_SHOWN = 10  # images in the grid
+_WORST = 8  # images in each list of worst cases
+_BARS = 60  # classes in the chart of the data
+_ITEMS = 8  # items of one problem
+
+_SECTIONS = {
+    "shows": "What this shows",
+    "data": "Data",
+    "pictures": "Pictures",
+    "threshold": "Threshold",
+    "training": "Training",
+    "results": "Results",
+    "classes": "Classes",
+    "worst": "Worst cases",
+    "stages": "Stages",
+    "recipe": "Recipe",
+}
+"""Those whose name is in the context appear only where that is not empty."""
+
+_STAGE_NAMES = {"seed": "Score maps", "mask": "Masks", "segmenter": "Segmenter"}
+
+
+def write_report(run: RunFolder, collection: Collection, recipe: Recipe) -> Path:
+    """Writes ``report.html`` of a run, finished or not.
+
+    The page rests on the run folder and the collection alone; the same run gives the same bytes.
+
+    Args:
+        run: The run folder; any of its stages may be missing.
+        collection: The data of the run, for names, tags and pictures.
+        recipe: Its recipe.
+
+    Returns:
+        The file.
+    """
+    context = _context(gather(run, collection, recipe))
+    context["sections"] = {id: title for id, title in _SECTIONS.items() if context.get(id, True)}
+    html = _environment().get_template("template.html.j2").render(context)
+    with atomic_path(run.report_file) as temporary:
+        # File names need not be valid UTF-8.
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
+    return run.report_file
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("weakseg", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": words.percent, "duration": duration, "prose": prose}
+    return environment
+
+
+def _context(facts: Facts) -> dict[str, Any]:
+    return {
+        "facts": facts,
+        "status": words.status(facts),
+        "summary": words.summary(facts),
+        "truth": words.role_of_truth(facts),
+        "findings": words.findings(facts),
+        "tiles": list(_tiles(facts)),
+        "chips": _chips(facts),
+        "splits": _splits(facts),
+        "bars": _class_bars(facts),
+        "hidden_bars": max(0, len(facts.collection.classes) - _BARS),
+        "sizes": _sizes(facts),
+        "problems": list(_problems(facts)),
+        "columns": _COLUMNS,
+        "pictures": _picture_grid(facts),
+        "heat_stops": HEAT_STOPS,
+        "threshold": list(_threshold_charts(facts)),
+        "training": list(_trainings(facts)),
+        "results": facts.scores,
+        "stage_names": _STAGE_NAMES,
+        "classes": _class_columns(facts),
+        "worst": list(_worst_lists(facts)),
+        "stages": list(_stages(facts)),
+        "versions": _versions(facts),
+    }
+
+
+# --- words and numbers ----------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def prose(text: str) -> Markup:
+    """Escaped text in which backquoted words become code."""
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str
+    oracle: bool = False
+
+
+def _tiles(facts: Facts) -> Iterator[Tile]:
+    data = facts.recipe.data
+    for row in (
+        facts.best_row("segmenter", data.val),
+        facts.best_row("mask", data.train),
+        facts.best_row("seed", data.train, oracle=True),
+    ):
+        if row is not None and row.miou is not None:
+            name = _STAGE_NAMES.get(row.stage, row.stage)
+            yield Tile(f"mIoU, {name.lower()}", words.percent(row.miou), _where(row), row.oracle)
+    f1 = number(facts.result("seeds", "f1"))
+    if f1 is not None:
+        yield Tile("F1, classifier", words.percent(f1), "train images and tags")
+    rule = facts.threshold
+    if rule is not None and rule.value is not None:
+        yield Tile("Threshold", f"{rule.value:.2f}", rule.rule)
+    images, classes = len(facts.train_samples), len(facts.collection.classes)
+    yield Tile("Training images", f"{images:,}", f"{classes:,} classes")
+    seconds = sum(record.seconds for record in facts.records.values())
+    if seconds:
+        stages = len(facts.records)
+        yield Tile("Time", duration(seconds), f"in {stages} stage{'' if stages == 1 else 's'}")
+
+
+def _where(row: Score) -> str:
+    return f"{row.split}, {row.images:,} images"
+
+
+# --- data -----------------------------------------------------------------------------------
+
+
+def _chips(facts: Facts) -> dict[str, str]:
+    """Class name -> colour."""
+    names = enumerate(facts.collection.classes, start=1)
+    return {name: chip_colour(i) for i, name in names} | {"background": chip_colour(0)}
+
+
+def _splits(facts: Facts) -> list[tuple[str, int, int, int]]:
+    """Split, images, confirmed negatives, images with ground truth."""
+    rows = []
+    for split in facts.collection.splits:
+        samples = facts.collection.split(split).samples
+        negative = sum(s.tags == () for s in samples)
+        rows.append((split, len(samples), negative, sum(s.mask is not None for s in samples)))
+    return rows
+
+
+@dataclass(frozen=True)
+class ClassBar:
+    """Images of a class by split, with the share of the longest bar."""
+
+    name: str
+    counts: list[tuple[str, int, float]]
+
+
+def _class_bars(facts: Facts) -> list[ClassBar]:
+    """All classes in order; where there are very many, those with the fewest images."""
+    counts = {split: Counter[str]() for split in facts.collection.splits}
+    for sample in facts.collection:
+        counts[sample.split].update(set(sample.tags or ()))
+    longest = max((n for c in counts.values() for n in c.values()), default=0) or 1
+    names = list(facts.collection.classes)
+    if len(names) > _BARS:
+        names = sorted(names, key=lambda name: sum(c[name] for c in counts.values()))[:_BARS]
+    return [
+        ClassBar(name, [(s, c[name], round(c[name] / longest, 4)) for s, c in counts.items()])
+        for name in names
+    ]
+
+
+def _sizes(facts: Facts) -> str:
+    sizes = facts.check.get("sizes")
+    known = [s for s in sizes.values() if _is_size(s)] if isinstance(sizes, dict) else []
+    if not known:
+        return ""
+    heights, widths = [h for h, _ in known], [w for _, w in known]
+    if min(heights) == max(heights) and min(widths) == max(widths):
+        return f"all images are {widths[0]} × {heights[0]} pixels"
+    return (
+        f"images are {min(widths)} to {max(widths)} pixels wide and {min(heights)} to "
+        f"{max(heights)} high, typically {median(widths):.0f} × {median(heights):.0f}"
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)
+
+
+def _problems(facts: Facts) -> Iterator[dict[str, Any]]:
+    for problem in entries(facts.check, "problems"):
+        if not isinstance(problem, dict):
+            continue
+        items = [str(item) for item in entries(problem, "items")]
+        yield {
+            "severity": str(problem.get("severity", "warning")),
+            "message": str(problem.get("message", "")),
+            "mend": str(problem.get("mend", "")),
+            "items": items[:_ITEMS],
+            "more": max(0, len(items) - _ITEMS),
+        }
+
+
+# --- pictures -------------------------------------------------------------------------------
+
+_COLUMNS = {
+    "image": "image",
+    "scores": "scores",
+    "mask": "mask",
+    "overlay": "overlay",
+    "prediction": "segmenter",
+    "truth": "ground truth",
+}
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One image with everything that was made of it."""
+
+    id: str
+    tags: Sequence[str]
+    cells: dict[str, Picture | None] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """Rows that share their columns."""
+
+    columns: list[str]
+    rows: list[PictureRow]
+
+
+def _grid(rows: list[PictureRow]) -> PictureGrid | None:
+    """Leaves out columns that no row has; ``None`` where there is no row."""
+    if not rows:
+        return None
+    used = [key for key in _COLUMNS if any(row.cells.get(key) for row in rows)]
+    return PictureGrid(used, rows)
+
+
+def _picture_grid(facts: Facts) -> PictureGrid | None:
+    samples = facts.train_samples
+    masks = facts.run.stage_folder("masks") / "masks"
+    made = [s for s in samples if (masks / f"{s.id}.png").is_file()]
+    chosen = choose(made or samples, facts.collection.classes, _SHOWN)
+    return _grid([_picture_row(facts, sample, tuple(_COLUMNS)) for sample in chosen])
+
+
+def _picture_row(
+    facts: Facts, sample: Sample, columns: Sequence[str], note: str = ""
+) -> PictureRow:
+    rgb = thumbnail(sample.image)
+    row = PictureRow(sample.id, sample.tags or (), note=note)
+    if rgb is None:
+        return row
+    size = (rgb.shape[0], rgb.shape[1])
+    folder = facts.run.stage_folder
+    mask = folder("masks") / "masks" / f"{sample.id}.png"
+    prediction = folder("predict") / "masks" / f"{sample.id}.png"
+    scores = folder("seeds") / "scores" / f"{sample.id}.npz"
+    threshold = facts.threshold.value if facts.threshold is not None else None
+    makers = {
+        "image": lambda: photo(rgb),
+        "scores": lambda: heat_map(rgb, scores, threshold),
+        "mask": lambda: mask_picture(mask, size),
+        "overlay": lambda: overlay(rgb, mask),
+        "prediction": lambda: mask_picture(prediction, size),
+        "truth": lambda: mask_picture(sample.mask, size),
+    }
+    row.cells.update({key: makers[key]() for key in columns})
+    return row
+
+
+def _worst_lists(facts: Facts) -> Iterator[tuple[str, PictureGrid]]:
+    samples = {s.id: s for s in facts.collection if s.mask is not None}
+    shown = {"mask": ("Masks", "mask"), "segmenter": ("Segmenter", "prediction")}
+    for stage, (title, column) in shown.items():
+        rows = [
+            _picture_row(facts, samples[key], ("image", column, "truth"), words.percent(iou))
+            for key, iou in facts.worst.get(stage, ())[:_WORST]
+            if key in samples
+        ]
+        grid = _grid(rows)
+        if grid is not None:
+            yield title, grid
+
+
+# --- charts ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title, legend and a sentence."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, int]] = field(default_factory=list)
+    note: str = ""
+    oracle: bool = False
+
+
+def _threshold_charts(facts: Facts) -> Iterator[Chart]:
+    rule, sweep = facts.threshold, facts.sweep
+    chosen = (
+        [Mark(rule.value, f"chosen {rule.value:.2f}")] if rule and rule.value is not None else []
+    )
+    if rule is not None and any(rule.histogram):
+        svg = histogram(
+            rule.histogram, x_label="best score of a pixel", y_label="share of pixels", marks=chosen
+        )
+        note = "Left of the line is background. A threshold in a valley is a safe one."
+        yield Chart("How the scores are distributed", svg, note=note)
+    if rule is not None and rule.criterion:
+        line = Series(rule.criterion_name, rule.criterion)
+        svg = line_chart(
+            [line],
+            x_label="threshold",
+            y_label=rule.criterion_name,
+            x_range=(0.0, 1.0),
+            marks=chosen,
+        )
+        yield Chart("What the rule looked at", svg, note="From scores and tags alone.")
+    if sweep is not None:
+        yield _sweep_chart(facts, chosen)
+
+
+def _sweep_chart(facts: Facts, chosen: list[Mark]) -> Chart:
+    sweep = facts.sweep
+    assert sweep is not None
+    best = sweep.best
+    oracle = (
+        [Mark(best[0], f"oracle {best[0]:.2f}: {words.percent(best[1])}", "oracle")] if best else []
+    )
+    lines = [Series("mIoU", sweep.miou), Series("FP", sweep.fp), Series("FN", sweep.fn)]
+    svg = line_chart(
+        lines,
+        x_label="threshold",
+        y_label="share",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+        marks=[*chosen, *oracle],
+        percent=True,
+    )
+    note = (
+        f"Score maps on {sweep.split}. FP: spilled over; FN: missed. The curve needs ground truth; "
+        "it did not choose the threshold."
+    )
+    return Chart("Quality at every threshold", svg, _legend(lines), note, oracle=True)
+
+
+def _legend(lines: Sequence[Series]) -> list[tuple[str, int]]:
+    return [(line.name, i % COLOURS) for i, line in enumerate(lines) if line.points]
+
+
+def _trainings(facts: Facts) -> Iterator[tuple[str, list[Chart]]]:
+    for stage, title in (("train", "Method"), ("segment", "Segmenter")):
+        curves = facts.losses.get(stage, {})
+        lines = [Series(term, points) for term, points in curves.items() if term != "lr"]
+        if not any(line.points for line in lines):
+            continue
+        until = (0.0, max(x for line in lines for x, _ in line.points))
+        loss = line_chart(lines, x_label="step", y_label="loss", x_range=until, smooth=True)
+        charts = [Chart(f"{title}: loss", loss, _legend(lines), _active(facts, stage))]
+        if curves.get("lr"):
+            rate = line_chart(
+                [Series("learning rate", curves["lr"])],
+                x_label="step",
+                y_label="learning rate",
+                x_range=until,
+            )
+            charts.append(Chart(f"{title}: learning rate", rate))
+        yield title, charts
+
+
+def _active(facts: Facts, stage: str) -> str:
+    active, steps = facts.result(stage, "active_steps"), facts.result(stage, "steps")
+    if not isinstance(active, dict) or not active:
+        return ""
+    parts = [f"{term} in {n:,}" for term, n in active.items() if isinstance(n, int)]
+    total = f" of {steps:,}" if isinstance(steps, int) else ""
+    return f"Active: {', '.join(parts)}{total} steps." if parts else ""
+
+
+# --- tables ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassColumns:
+    """The per-class table: one column for each row of results."""
+
+    heads: list[Score]
+    rows: list[tuple[str, int | None, list[tuple[float | None, float | None, float | None]]]]
+
+
+def _class_columns(facts: Facts) -> ClassColumns | None:
+    """IoU, FP and FN of each class; the oracle's column only where there is no other."""
+    heads: dict[tuple[str, str], Score] = {}
+    for row in sorted(facts.scores, key=lambda r: r.oracle):
+        if row.iou:
+            heads.setdefault((row.stage, row.split), row)
+    columns = [row for row in facts.scores if row in heads.values()]
+    if not columns:
+        return None
+    tagged = Counter(tag for s in facts.train_samples for tag in set(s.tags or ()))
+    names = ("background", *facts.collection.classes)
+    counts = (None, *(tagged[name] for name in facts.collection.classes))
+    rows = [
+        (
+            name,
+            counts[i],
+            [(_at(c.iou, i), _at(c.class_fp, i), _at(c.class_fn, i)) for c in columns],
+        )
+        for i, name in enumerate(names)
+    ]
+    return ClassColumns(columns, rows)
+
+
+def _at(values: Sequence[float | None], index: int) -> float | None:
+    return values[index] if index < len(values) else None
+
+
+def _stages(facts: Facts) -> Iterator[dict[str, Any]]:
+    for index, name in enumerate(STAGES, start=1):
+        record = facts.records.get(name)
+        if record is None and name not in facts.expected:
+            continue
+        state = record.status if record is not None else "not run"
+        yield {
+            "index": index,
+            "name": name,
+            "status": state,
+            "level": {"done": "good", "failed": "bad", "running": "warn"}.get(state, "info"),
+            "seconds": record.seconds if record is not None else None,
+            "starts": record.starts if record is not None else None,
+            "message": record.message if record is not None else "",
+            "results": _plain_results(record.results) if record is not None else "",
+        }
+
+
+def _plain_results(results: dict[str, Any]) -> str:
+    return " · ".join(f"{key} {_plain(value)}" for key, value in results.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return str(value)
+
+
+def _versions(facts: Facts) -> str:
+    """Of all stages; a library that was changed between them shows both versions."""
+    found: dict[str, list[str]] = {}
+    for record in facts.records.values():
+        for name, version in record.versions.items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    return ", ".join(f"{name} {' then '.join(versions)}" for name, versions in found.items())

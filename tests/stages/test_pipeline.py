@@ -1,0 +1,220 @@
+"""The whole way, in one process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import weakseg
+from tests.stages.conftest import contents
+from weakseg import pipeline
+from weakseg.data.images import read_mask
+from weakseg.data.scorefile import read_scores
+from weakseg.errors import UserError
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import load_recipe
+from weakseg.runfolder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, request):
+    """A finished tiny run, shared by tests that only look."""
+    from tests.stages.conftest import TINY
+
+    root = request.getfixturevalue("shapes_root")
+    recipe = load_recipe(TINY, overrides={"data": {"root": str(root)}})
+    return run_recipe(recipe, tmp_path_factory.mktemp("run") / "run")
+
+
+def test_a_run_leaves_exactly_these_files(finished):
+    tops = {
+        p.relative_to(finished.folder).as_posix()
+        for p in finished.folder.rglob("*")
+        if p.is_file() and p.suffix not in (".png", ".npz") and "logs" not in p.parts
+    }
+    assert tops == {
+        "recipe.yaml",
+        "report.html",
+        "1-check/stage.json",
+        "1-check/check.json",
+        "2-train/stage.json",
+        "2-train/last.ckpt",
+        "2-train/model/config.json",
+        "2-train/model/model.safetensors",
+        "2-train/model/README.md",
+        "3-seeds/stage.json",
+        "4-masks/stage.json",
+        "4-masks/rule.json",
+        "4-masks/classes.txt",
+        "5-segment/stage.json",
+        "5-segment/last.ckpt",
+        "5-segment/model/config.json",
+        "5-segment/model/model.safetensors",
+        "5-segment/model/README.md",
+        "6-predict/stage.json",
+        "7-evaluate/stage.json",
+        "7-evaluate/results.json",
+        "7-evaluate/results.csv",
+    }
+
+
+def test_outputs_mirror_the_images(finished):
+    train = [s.id for s in finished.collection.split("train")]
+    every = [s.id for s in finished.collection]
+    masks = {
+        p.relative_to(finished.masks).with_suffix("").as_posix()
+        for p in finished.masks.rglob("*.png")
+    }
+    predicted = finished.folder / "6-predict" / "masks"
+    assert masks == set(train)
+    assert {
+        p.relative_to(predicted).with_suffix("").as_posix() for p in predicted.rglob("*.png")
+    } == set(every)
+    for sample in finished.collection.split("train"):
+        mask = read_mask(finished.masks / f"{sample.id}.png")
+        assert mask.shape == Image.open(sample.image).size[::-1]
+        allowed = {0, *(finished.collection.classes.index(t) + 1 for t in sample.tags)}
+        assert set(np.unique(mask)) <= allowed
+
+
+def test_masks_follow_from_the_stored_scores_and_rule(finished):
+    rule = json.loads((finished.folder / "4-masks" / "rule.json").read_text())
+    sample = finished.collection.split("train")[0]
+    seed = read_scores(finished.folder / "3-seeds" / "scores" / f"{sample.id}.npz").full_size()
+    ids, maps = seed.foreground()
+    expected = np.where(maps.max(0) > np.float32(rule["threshold"]), ids[maps.argmax(0)], 0)
+    assert (read_mask(finished.masks / f"{sample.id}.png") == expected).all()
+    assert sum(rule["histogram"]) > 0
+
+
+def test_results_say_where_they_come_from(finished):
+    rows = json.loads((finished.folder / "7-evaluate" / "results.json").read_text())["rows"]
+    by = {(r["stage"], r["split"], r["rule"]): r for r in rows}
+    assert set(by) == {
+        ("seed", "train", "oracle"),
+        ("seed", "train", "label-free"),
+        ("mask", "train", "label-free"),
+        ("segmenter", "train", "label-free"),
+        ("segmenter", "val", "label-free"),
+    }
+    assert by["seed", "train", "oracle"]["miou"] >= by["seed", "train", "label-free"]["miou"]
+    for row in rows:
+        assert 0 <= row["miou"] <= 1
+        assert row["images"] == (6 if row["split"] == "val" else 24)
+    assert by["segmenter", "val", "label-free"]["tags"] == "none"
+
+
+def test_a_second_run_skips_everything(finished, monkeypatch):
+    before = contents(finished.folder, "[2-7]*/**/*")
+    said = []
+    monkeypatch.setattr(pipeline.console, "print", lambda text="", **_: said.append(str(text)))
+    run_recipe(finished.recipe, finished.folder)
+    assert contents(finished.folder, "[2-7]*/**/*") == before
+    assert sum("skipped" in line for line in said) == 7
+
+
+def test_only_what_a_change_concerns_runs_again(tiny, tmp_path):
+    run_recipe(tiny, tmp_path / "run", until="masks")
+    kept = contents(tmp_path / "run", "[23]*/**/*")
+    masks = contents(tmp_path / "run", "4-masks/masks/**/*")
+    run = RunFolder(tmp_path / "run")
+    other = tiny.model_copy(
+        update={"masks": tiny.masks.model_copy(update={"rule": "constant", "threshold": 0.95})}
+    )
+    run_recipe(other, run.path, until="masks")
+    assert contents(run.path, "[23]*/**/*") == kept
+    assert contents(run.path, "4-masks/masks/**/*") != masks
+    assert run.record("masks").results["threshold"] == 0.95
+
+
+def test_ground_truth_changes_nothing_but_the_evaluation(tiny, tmp_path, monkeypatch):
+    """The same run without ground truth gives the same model, seeds, masks and predictions."""
+    run_recipe(tiny, tmp_path / "with")
+    blind = lambda data: _without_masks(pipeline_collect(data))  # noqa: E731
+    pipeline_collect = pipeline.collect
+    monkeypatch.setattr(pipeline, "collect", blind)
+    run_recipe(tiny, tmp_path / "without")
+    patterns = (
+        "*/model/model.safetensors",
+        "3-seeds/scores/**/*",
+        "4-masks/masks/**/*",
+        "6-predict/masks/**/*",
+    )
+    assert contents(tmp_path / "with", *patterns) == contents(tmp_path / "without", *patterns)
+    assert not (tmp_path / "without" / "7-evaluate").exists()
+
+
+def _without_masks(collection):
+    return replace(collection, samples=tuple(replace(s, mask=None) for s in collection.samples))
+
+
+def test_the_api_gives_masks_and_a_model(finished):
+    image = finished.collection[0].image
+    mask = finished.model.predict(image)
+    assert mask.shape == Image.open(image).size[::-1]
+    assert mask.max() <= len(finished.collection.classes)
+    same = weakseg.load(finished.folder / "5-segment" / "model").predict(
+        np.asarray(Image.open(image).convert("RGB"))
+    )
+    assert (same == mask).all()
+    assert finished.report.exists()
+
+
+def test_run_takes_a_folder_and_a_table(tmp_path, finished):
+    photos = tmp_path / "photos" / "deep"
+    photos.mkdir(parents=True)
+    lines = ["image,labels"]
+    for i, sample in enumerate(finished.collection.split("train").samples[:12]):
+        Image.open(sample.image).resize((50 + i, 61)).save(photos / f"{i}.jpg")
+        lines.append(f"deep/{i}.jpg,{';'.join(sample.tags)}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    run = weakseg.run(
+        tmp_path / "photos",
+        tmp_path / "labels.csv",
+        out=tmp_path / "out",
+        recipe=finished.recipe.model_dump(exclude={"data"}, mode="json"),
+    )
+    assert read_mask(run.masks / "deep" / "3.png").shape == (61, 53)
+    assert not (tmp_path / "out" / "7-evaluate").exists()
+
+
+def test_bad_method_settings_stop_before_the_data_is_touched(tiny, tmp_path):
+    wrong = tiny.model_copy(update={"method": {"name": "cam", "alpha": 4}})
+    with pytest.raises(UserError, match="method.alpha"):
+        run_recipe(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_not_written_to(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds no run"):
+        run_recipe(tiny, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp_path, shapes_root):
+    recipe = tiny.model_copy(
+        update={"data": tiny.data.model_copy(update={"root": tmp_path / "own"})}
+    )
+    run_recipe(recipe, tmp_path / "run", until="train")
+    collection = pipeline.collect(recipe.data)
+    victim = collection.split("train").samples[-1].image
+    whole, stamp = victim.read_bytes(), victim.stat()
+    victim.write_bytes(whole[:200].ljust(len(whole), b"\0"))
+    import os
+
+    os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(UserError) as error:
+        run_recipe(recipe, tmp_path / "run")
+    assert victim.name in str(error.value)
+    assert RunFolder(tmp_path / "run").record("seeds").status == "failed"
+    victim.write_bytes(whole)
+    os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    run_recipe(recipe, tmp_path / "run")
+    run_recipe(recipe, tmp_path / "clean")
+    pattern = "3-seeds/scores/**/*"
+    assert contents(tmp_path / "run", pattern) == contents(tmp_path / "clean", pattern)

@@ -1,0 +1,105 @@
+"""Whole processes: killed at any moment, and training together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.stages.conftest import contents
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import Recipe
+from weakseg.runfolder import RunFolder
+from weakseg.training.fit import read_losses
+
+pytestmark = pytest.mark.process
+
+# Writes slowly, so that a kill reliably falls between two files of a stage.
+SLOWLY = """
+import sys, time
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import load_recipe
+from weakseg.stages import masks, seeds
+
+def slowed(write):
+    def slow(*args, **kwargs):
+        time.sleep(0.05)
+        return write(*args, **kwargs)
+    return slow
+
+seeds.write_scores, masks.write_mask = slowed(seeds.write_scores), slowed(masks.write_mask)
+run_recipe(load_recipe(sys.argv[1]), sys.argv[2], until="masks")
+"""
+
+
+def test_killed_three_times_the_result_is_bit_equal(tiny: Recipe, tmp_path: Path):
+    tiny = tiny.model_copy(update={"train": tiny.train.model_copy(update={"steps": 40})})
+    run_recipe(tiny, tmp_path / "whole", until="masks")
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "killed"
+    recipe.write_text(tiny.to_yaml())
+    _kill_when(recipe, run, lambda: (run / "2-train" / "last.ckpt").exists())
+    assert RunFolder(run).record("train").status == "running"
+    _kill_when(recipe, run, lambda: len(list(run.glob("3-seeds/scores/**/*.npz"))) > 2)
+    assert len(list(run.glob("3-seeds/scores/**/*.npz"))) < 24
+    _kill_when(recipe, run, lambda: len(list(run.glob("4-masks/masks/**/*.png"))) > 2)
+    assert len(list(run.glob("4-masks/masks/**/*.png"))) < 24
+    run_recipe(tiny, run, until="masks")
+    assert RunFolder(run).record("train").starts > 1
+    patterns = (
+        "2-train/model/*",
+        "3-seeds/scores/**/[!.]*",
+        "4-masks/masks/**/[!.]*",
+        "4-masks/rule.json",
+    )
+    assert contents(run, *patterns) == contents(tmp_path / "whole", *patterns)
+
+
+def _kill_when(recipe: Path, run: Path, moment) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, str(recipe), str(run)], stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not moment():
+            assert process.poll() is None, "the process ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_two_processes_train_as_one(tiny: Recipe, tmp_path: Path):
+    """The launched stage under gloo, against one process with the same global batch."""
+    frozen = tiny.model_copy(
+        update={"backbone": tiny.backbone.model_copy(update={"norm": "frozen"})}
+    )
+    run_recipe(frozen, tmp_path / "one", until="train")
+    two = frozen.model_copy(update={"runtime": frozen.runtime.model_copy(update={"devices": 2})})
+    run_recipe(two, tmp_path / "two", until="train")
+    weights = [
+        load_file(tmp_path / n / "2-train" / "model" / "model.safetensors") for n in ("one", "two")
+    ]
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor, weights[1][name], atol=2e-5, err_msg=name)
+    losses = [dict(read_losses(tmp_path / n / "2-train")["cls"]) for n in ("one", "two")]
+    assert losses[0].keys() == losses[1].keys()
+    np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=1e-4)
+
+
+def test_an_error_in_a_launched_training_reaches_the_user(tiny: Recipe, tmp_path: Path):
+    from weakseg.errors import UserError
+
+    hot = tiny.train.model_copy(update={"lr": 1e9, "steps": 20})
+    runtime = tiny.runtime.model_copy(update={"devices": 2})
+    with pytest.raises(UserError, match="became") as error:
+        run_recipe(
+            tiny.model_copy(update={"train": hot, "runtime": runtime}),
+            tmp_path / "run",
+            until="train",
+        )
+    assert "lower train.lr" in error.value.mend

@@ -1,0 +1,221 @@
+"""Stages that are skipped, go on, start again or fail; and what the user is told."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from weakseg.errors import UserError
+from weakseg.runfolder import STAGES, RunFolder, fingerprint, mendable, read_record
+
+INPUTS = {"seed": 0, "train": {"lr": 0.1, "steps": 5}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def done(run: RunFolder, inputs: dict = INPUTS, name: str = "train"):
+    with (stage := run.stage(name, inputs, seed=3)).working():
+        (stage.folder / "work.txt").write_text("done")
+        stage.results["loss"] = 0.5
+    return stage
+
+
+def broken(run: RunFolder, error: BaseException, inputs: dict = INPUTS):
+    stage = run.stage("train", inputs)
+    with pytest.raises(BaseException) as caught, stage.working():  # noqa: PT011, PT012
+        (stage.folder / "half.txt").write_text("half")
+        raise error
+    return caught.value
+
+
+def test_fingerprints():
+    assert fingerprint({"a": 1, "b": (2, 3)}) == fingerprint({"b": [2, 3], "a": 1})
+    assert fingerprint({"a": Path("x")}) == fingerprint({"a": "x"})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+def test_stage_folders_are_numbered_in_order(run: RunFolder):
+    names = [run.stage_folder(name).name for name in STAGES]
+    assert names[:2] == ["1-check", "2-train"]
+    assert names == sorted(names)
+
+
+def test_a_finished_stage_describes_itself(run: RunFolder):
+    stage = done(run)
+    assert not stage.skipped
+    assert stage.finished
+    record = run.record("train")
+    assert record is not None
+    assert (record.stage, record.status, record.seed, record.starts) == ("train", "done", 3, 1)
+    assert record.inputs == INPUTS
+    assert record.fingerprint == fingerprint(INPUTS)
+    assert record.results == {"loss": 0.5}
+    assert set(record.versions) >= {"python", "torch", "timm", "lightning"}
+    assert run.require("train") == run.path / "2-train"
+    assert sorted(os.listdir(run.path / "2-train")) == ["stage.json", "work.txt"]
+
+
+def test_the_same_inputs_are_skipped(run: RunFolder):
+    done(run)
+    again = run.stage("train", json.loads(json.dumps(INPUTS)))
+    assert again.skipped
+    assert again.finished
+    assert not again.resumes
+    assert again.changed == []
+    assert again.results == {"loss": 0.5}
+
+
+def test_other_inputs_name_their_keys_and_clear_the_old_work(run: RunFolder):
+    done(run)
+    other = run.stage("train", {"seed": 0, "train": {"lr": 0.2, "clip": 1}})
+    assert not other.skipped
+    assert not other.resumes
+    assert other.changed == ["train.clip", "train.lr", "train.steps"]
+    assert (other.folder / "work.txt").exists()  # asking changes nothing
+    with other.working():
+        assert os.listdir(other.folder) == ["stage.json"]
+    record = run.record("train")
+    assert record is not None
+    assert record.starts == 1
+    assert record.results == {}
+
+
+def test_a_running_stage_is_marked(run: RunFolder):
+    with run.stage("train", INPUTS).working():
+        record = run.record("train")
+        assert record is not None
+        assert record.status == "running"
+        with pytest.raises(UserError, match=r"not finished \(running\)"):
+            run.require("train")
+
+
+def test_a_failed_stage_keeps_its_work_and_goes_on(run: RunFolder):
+    error = broken(run, ValueError("odd"))
+    assert isinstance(error, ValueError)
+    record = run.record("train")
+    assert record is not None
+    assert (record.status, record.message) == ("failed", "odd")
+    record.seconds = 100.0
+    (run.path / "2-train/stage.json").write_text(json.dumps(vars(record)))
+
+    again = run.stage("train", INPUTS)
+    assert again.resumes
+    assert not again.skipped
+    with again.working():
+        assert (again.folder / "half.txt").read_text() == "half"
+    record = run.record("train")
+    assert record is not None
+    assert (record.status, record.starts, record.message) == ("done", 2, "")
+    assert record.seconds >= 100  # time of all starts together
+
+
+def test_an_interruption_is_a_failure_that_keeps_its_work(run: RunFolder):
+    assert isinstance(broken(run, KeyboardInterrupt()), KeyboardInterrupt)
+    assert run.stage("train", INPUTS).resumes
+    assert (run.path / "2-train/half.txt").exists()
+
+
+def test_a_failed_stage_of_other_inputs_is_cleared(run: RunFolder):
+    broken(run, ValueError("odd"))
+    with (other := run.stage("train", {"seed": 1})).working():
+        assert not (other.folder / "half.txt").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"stage": "train"}', '{"x": 1}', "\xff"])
+def test_a_damaged_record_counts_as_none_and_its_work_is_not_trusted(run: RunFolder, text: str):
+    folder = done(run).folder
+    (folder / "stage.json").write_bytes(text.encode("latin-1"))
+    assert read_record(folder) is None
+    stage = run.stage("train", INPUTS)
+    assert not stage.skipped
+    assert not stage.resumes
+    assert stage.changed == []
+    with stage.working():
+        assert not (folder / "work.txt").exists()
+    assert run.stage("train", INPUTS).skipped
+
+
+def test_deleting_the_record_makes_the_stage_run_afresh(run: RunFolder):
+    folder = done(run).folder
+    (folder / "stage.json").unlink()
+    with run.stage("train", INPUTS).working():
+        assert os.listdir(folder) == ["stage.json"]
+
+
+def test_what_is_required_but_missing_is_named_with_its_command(run: RunFolder):
+    with pytest.raises(UserError) as caught:
+        run.require("seeds")
+    assert "stage 'seeds' has not been run" in str(caught.value)
+    assert f"weakseg seeds {run.path}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "mend"),
+    [
+        (errno.ENOSPC, "the disk is full", "free some space"),
+        (errno.EDQUOT, "the disk is full", "free some space"),
+        (errno.EROFS, "cannot write here", "choose another folder with --out"),
+        (errno.EACCES, "cannot write here", "choose another folder with --out"),
+        (errno.EPERM, "cannot write here", "choose another folder with --out"),
+    ],
+)
+def test_errors_of_the_disk_become_advice(run: RunFolder, code: int, what: str, mend: str):
+    error = broken(run, OSError(code, "os says", "/some/file"))
+    assert isinstance(error, UserError)
+    assert error.what == what
+    assert error.where == "/some/file"
+    assert error.mend is not None
+    assert error.mend.startswith(mend)
+    record = run.record("train")
+    assert record is not None
+    assert record.status == "failed"
+    assert what in record.message
+    assert run.stage("train", INPUTS).resumes
+
+
+def test_other_errors_stay_what_they_are(run: RunFolder):
+    assert isinstance(broken(run, OSError(errno.EIO, "broken disk")), OSError)
+    own = UserError("mine", mend="do it")
+    assert broken(run, own) is own
+    assert mendable(ValueError("x"), run.path) is None
+
+
+def test_a_folder_that_cannot_be_made_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="cannot write here") as caught:
+        done(run)
+    assert caught.value.where == str(run.path / "2-train")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(run: RunFolder):
+    run.path.mkdir()
+    run.path.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match="cannot write here"):
+            done(run)
+    finally:
+        run.path.chmod(0o755)
+
+
+def test_a_disk_that_fills_while_the_record_is_written(run: RunFolder, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stage = run.stage("train", INPUTS)
+    with pytest.raises(UserError, match="the disk is full"), stage.working():  # noqa: PT012
+        (stage.folder / "work.txt").write_text("all")
+        monkeypatch.setattr("weakseg.files.os.replace", full)
+    monkeypatch.undo()
+    assert not run.stage("train", INPUTS).skipped
+    assert run.stage("train", INPUTS).resumes
+    assert sorted(os.listdir(stage.folder)) == ["stage.json", "work.txt"]
