@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from rich.markup import escape
 
 import weakseg
 from weakseg.console import console
@@ -115,7 +116,7 @@ def check(
         print(json.dumps(report.to_dict(), indent=1, default=str))
     else:
         for note in collection.notes:
-            console.print(f"[dim]{note}[/dim]")
+            console.print(f"[dim]{escape(note)}[/dim]")
         console.print(report.table() if report.problems else "no problems found")
     if report.errors:
         raise SystemExit(2)
@@ -397,11 +398,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(
-            f"[red]error[/red] {error.where + ': ' if error.where else ''}{error.what}", markup=True
-        )
+        where = f"{error.where}: " if error.where else ""
+        console.print(f"[red]error[/red] {escape(where + error.what)}")
         if error.mend:
-            console.print(f"  [green]mend[/green] {error.mend}", markup=True)
+            console.print(f"  [green]mend[/green] {escape(error.mend)}")
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on")

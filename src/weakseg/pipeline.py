@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from rich.markup import escape
+
 from weakseg.console import console
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
@@ -78,7 +80,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     collection = collect(recipe.data)
     write_recipe(run, recipe)
     for note in collection.notes:
-        console.print(f"  [dim]{note}[/dim]")
+        console.print(f"  [dim]{escape(note)}[/dim]")
     try:
         for name, work in stages_of(recipe, collection, until):
             stage = work(run, recipe, collection)

@@ -1,5 +1,6 @@
 """The check: each kind of damage is found, all at once, and sound data raises nothing."""
 
+import io
 import json
 from pathlib import Path
 
@@ -238,7 +239,7 @@ def test_report_is_json_and_prints(tmp_path: Path) -> None:
     read = json.loads(json.dumps(report.to_dict()))
     assert read["problems"][0]["code"] == "missing-file"
     assert read["sizes"]["s/0"] == list(SIZE) and read["notes"] == ["A note."]
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(report.table())
     console.print(report.class_table())
     text = console.export_text()

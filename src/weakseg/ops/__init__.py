@@ -9,10 +9,11 @@ from weakseg.ops.scores import (
     normalise_min_max,
     power_threshold,
 )
-from weakseg.ops.thresholds import label_free_threshold
+from weakseg.ops.thresholds import ThresholdCurve, label_free_threshold
 
 __all__ = [
     "Metrics",
+    "ThresholdCurve",
     "ThresholdSweep",
     "add_background",
     "confusion_matrix",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Rule:
         margin: Scores this close to the threshold are unsure (255).
         chosen_by: One sentence.
         histogram: Counts of the best score over all pixels of the stored maps, 256 bins.
+        criterion: What the label-free rule minimised: ``name``, ``thresholds``, ``values``.
     """
 
     rule: str
@@ -42,6 +44,7 @@ class Rule:
     margin: float
     chosen_by: str
     histogram: list[int]
+    criterion: dict[str, Any] | None = None
 
 
 def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -112,9 +115,22 @@ def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
         threshold = power_threshold(config.alpha)
         why = f"background score (1 - max)^{config.alpha:g}, which equals this threshold"
     else:
-        threshold = label_free_threshold(histogram)
-        why = "from the scores alone"
+        return _label_free(config, histogram)
     return Rule(config.rule, threshold, config.margin, why, histogram.tolist())
+
+
+def _label_free(config: MasksConfig, histogram: np.ndarray) -> Rule:
+    curve = label_free_threshold(histogram)
+    if curve is None:
+        why = "the scores are all alike, so nothing could be learnt from them: the recipe's masks.threshold"
+        return Rule(config.rule, config.threshold, config.margin, why, histogram.tolist())
+    criterion = {
+        "name": "cross-entropy of a two-level split",
+        "thresholds": curve.thresholds.round(4).tolist(),
+        "values": curve.values.round(6).tolist(),
+    }
+    why = "the split of all positive scores with the least cross-entropy; no mask was looked at"
+    return Rule(config.rule, curve.threshold, config.margin, why, histogram.tolist(), criterion)
 
 
 def _best_scores(scores: Path, images: Collection) -> Iterator[np.ndarray]:

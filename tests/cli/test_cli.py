@@ -1,0 +1,202 @@
+"""The command line: its surface, its errors, its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from weakseg import cli
+from weakseg.cli import app
+from weakseg.errors import UserError
+from weakseg.pipeline import run_recipe
+
+SURFACE = {
+    "check": {"--masks", "--classes", "--untagged", "--json", "--set"},
+    "demo": {"--out", "--set"},
+    "doctor": set(),
+    "evaluate": {"--set"},
+    "init": {"--like"},
+    "masks": {"--set"},
+    "methods": set(),
+    "predict": {"--out", "--scales", "--flip", "--no-flip", "--max-side"},
+    "report": set(),
+    "run": {"--out", "--recipe", "--masks", "--classes", "--untagged", "--dry-run", "--set"},
+    "seeds": {"--set"},
+    "segment": {"--set"},
+    "sweep": {"--thresholds"},
+    "train": {"--set"},
+}
+"""Adding a flag is a decision: prefer a key of the recipe."""
+
+
+def test_the_surface_is_frozen():
+    found = {}
+    for name in app:
+        if name.startswith("-"):
+            continue
+        arguments = app[name].assemble_argument_collection()
+        found[name] = {flag for a in arguments for flag in a.names if flag.startswith("--")}
+    assert found == SURFACE
+
+
+@pytest.mark.parametrize("name", sorted(SURFACE))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        app([name, "--help"])
+    assert stop.value.code == 0
+    assert name in capsys.readouterr().out
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = ["image,labels"]
+    for i in range(12):
+        Image.new("RGB", (40, 32), (20 * i, 90, 30)).save(folder / f"{i}.png")
+        rows.append(f"{i},{'cat' if i % 2 else 'dog'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+def _call(*words: object) -> int:
+    try:
+        app([str(w) for w in words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_check_counts_and_exits_with_two_on_errors(photos, capsys):
+    labels = photos.parent / "labels.csv"
+    assert _call("check", photos, labels, "--json") == 0
+    clean = json.loads(capsys.readouterr().out)
+    assert clean["images_per_class"]["train"] == {"cat": 6, "dog": 6}
+    (photos / "3.png").write_bytes(b"")
+    assert _call("check", photos, labels, "--json") == 2
+    broken = json.loads(capsys.readouterr().out)
+    assert any(p["severity"] == "error" and "3" in p["items"] for p in broken["problems"])
+
+
+def test_dry_run_plans_and_writes_nothing(photos, tmp_path, capsys):
+    sets = (
+        "--set",
+        "backbone.name=test_resnet",
+        "--set",
+        "train.crop=64",
+        "--set",
+        "segmenter.train.crop=64",
+    )
+    labels = tmp_path / "labels.csv"
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert _call("run", photos, labels, "--out", tmp_path / "out", "--dry-run", *sets) == 0
+    printed = capsys.readouterr().err
+    for word in (
+        "check",
+        "train",
+        "seeds",
+        "masks",
+        "segment",
+        "predict",
+        "12 images",
+        "2 classes",
+        " s",
+    ):
+        assert word in printed
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_init_writes_a_recipe_that_is_kept(tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    assert _call("init", path, "--like", "demo") == 0
+    assert "# seed of every random choice" in path.read_text()
+    with pytest.raises(UserError, match="exists already"):
+        app(["init", str(path)])
+
+
+def test_errors_are_shown_with_their_mend_and_code_two(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        "sys.argv",
+        ["weakseg", "run", str(tmp_path / "none"), "--set", "train.lr=-1", "--set", "sead=3"],
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "train.lr" in printed
+    assert "did you mean 'seed'" in printed
+    assert "mend" in printed
+
+
+def test_markup_in_a_message_is_shown_as_it_is(monkeypatch, capsys, tmp_path):
+    odd = tmp_path / "[red]odd.yaml"
+    odd.write_text("seed: -1")
+    monkeypatch.setattr("sys.argv", ["weakseg", "run", str(odd)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "[red]odd.yaml" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_predict_mirrors_folders_and_sizes(tiny, tmp_path, capsys):
+    run_recipe(
+        tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"enabled": False})}),
+        tmp_path / "run",
+    )
+    images = tmp_path / "new"
+    (images / "a" / "b").mkdir(parents=True)
+    Image.new("RGB", (70, 45)).save(images / "a" / "b" / "one.jpg")
+    Image.new("RGB", (33, 80)).save(images / "two.png")
+    assert (
+        _call("predict", tmp_path / "run", images, "--out", tmp_path / "out", "--max-side", 64) == 0
+    )
+    assert Image.open(tmp_path / "out" / "a" / "b" / "one.png").size == (70, 45)
+    assert Image.open(tmp_path / "out" / "two.png").size == (33, 80)
+    assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[0] == "cat"
+
+
+def test_a_stage_command_goes_on_with_a_run(tiny, tmp_path, capsys):
+    run_recipe(tiny, tmp_path / "run", until="check")
+    assert (
+        _call(
+            "masks",
+            tmp_path / "run",
+            "--set",
+            "masks.rule=constant",
+            "--set",
+            "masks.threshold=0.4",
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "run" / "4-masks" / "rule.json").read_text())["threshold"] == 0.4
+    assert _call("sweep", tmp_path / "run", "--thresholds", 10) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "threshold,miou,fp,fn"
+    assert len(lines) == 11
+    with pytest.raises(UserError, match="holds no run"):
+        app(["train", str(tmp_path / "nowhere")])
+
+
+def test_doctor_names_a_broken_pair_and_its_mend(monkeypatch, capsys):
+    import torchvision.ops
+
+    from weakseg.doctor import examine
+
+    assert not any(f.mend for f in examine())
+
+    def broken(*_: object):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(torchvision.ops, "nms", broken)
+    finding = next(f for f in examine() if f.name == "torch + torchvision")
+    assert "nms does not exist" in finding.value
+    assert "--reinstall-package" in (finding.mend or "")
+
+
+def test_methods_lists_cards_and_recipes(capsys):
+    assert _call("methods") == 0
+    printed = capsys.readouterr().err
+    assert "cam" in printed
+    assert "demo" in printed
