@@ -86,6 +86,19 @@ def test_other_inputs_name_their_keys_and_clear_the_old_work(run: RunFolder):
     assert record.results == {}
 
 
+def test_work_that_was_edited_by_hand_is_not_overwritten(run: RunFolder):
+    stage = done(run)
+    edited = stage.folder / "work.txt"
+    edited.write_text("corrected")
+    later = (stage.folder / "stage.json").stat().st_mtime + 5
+    os.utime(edited, (later, later))
+    again = run.stage("train", {**INPUTS, "seed": 1})
+    with pytest.raises(UserError, match="changed by hand"), again.working():
+        pass
+    assert edited.read_text() == "corrected"
+    assert run.stage("train", INPUTS).finished, "the record is left alone"
+
+
 def test_a_running_stage_is_marked(run: RunFolder):
     with run.stage("train", INPUTS).working():
         record = run.record("train")

@@ -31,6 +31,11 @@ from weakseg.stages.check import collect
 
 __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
 
+_WANTING = {
+    "evaluate": "give ground-truth masks: --set data.masks=FOLDER",
+    "segment": "switch the segmenter on: --set segmenter.enabled=true",
+}
+
 StageFunction = Callable[[RunFolder, Recipe, Collection], Stage]
 
 
@@ -111,7 +116,9 @@ def stages_of(
     if until is None:
         return stages
     if until not in names:
-        raise UserError(f"this run has no stage {until!r}", mend=suggest(until, names))
+        raise UserError(
+            f"this run has no stage {until!r}", mend=_WANTING.get(until) or suggest(until, names)
+        )
     return stages[: names.index(until) + 1]
 
 

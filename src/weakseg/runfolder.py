@@ -103,8 +103,9 @@ class Stage:
 
         Raises:
             UserError: The folder cannot be written to, the disk is full, or the work failed with
-                an error that the user can mend.
+                an error that the user can mend; or work of other inputs was edited by hand.
         """
+        self._refuse_to_lose_edits()
         start = time.monotonic()
         before = 0.0
         try:
@@ -129,6 +130,21 @@ class Stage:
             if problem is not None and problem is not error:
                 raise problem from error
             raise
+
+    def _refuse_to_lose_edits(self) -> None:
+        """Masks corrected by hand are worth more than anything that could replace them."""
+        if self._same_inputs or self.previous is None or self.previous.status != "done":
+            return
+        finished = (self.folder / "stage.json").stat().st_mtime
+        files = (p for p in sorted(self.folder.rglob("*")) if p.is_file())
+        edited = [p for p in files if p.stat().st_mtime > finished + 1]
+        if edited:
+            raise UserError(
+                f"{len(edited)} files were changed by hand since the stage ended, such as "
+                f"{edited[0].name}; with other settings it would overwrite them",
+                where=self.folder,
+                mend="copy them elsewhere and delete the folder, or start another run with --out",
+            )
 
     def _save(self, seconds: float) -> None:
         self.record.seconds = round(seconds, 2)
