@@ -278,3 +278,15 @@ def test_help_and_mistakes_do_not_import_torch(tmp_path: Path):
     assert codes == [0, 0, 0, 2]
     assert "train.lrr: unknown key; did you mean 'lr'" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_preset_that_is_set_wins_over_keys_that_are_written_out():
+    written = load_recipe({"train": {"lr": 0.3, "steps": 7}}).model_dump(mode="json")
+    paper = load_recipe(written, sets=["train.preset=paper"]).train
+    assert (paper.lr, paper.momentum, paper.steps) == (0.1, 1e-4, 7)
+    own = load_recipe(written, sets=["train.preset=paper", "train.lr=0.02"]).train
+    assert (own.lr, own.momentum) == (0.02, 1e-4)
+
+
+def test_an_empty_section_means_the_defaults():
+    assert load_recipe({"train": None, "seed": 4}) == load_recipe({"seed": 4})

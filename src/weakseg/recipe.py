@@ -18,7 +18,7 @@ from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
 from weakseg.networks.spec import BackboneSpec
 from weakseg.registry import suggest
-from weakseg.training.config import TrainConfig
+from weakseg.training.config import PAPER_OPTIMISER, TrainConfig
 
 __all__ = [
     "DataConfig",
@@ -224,6 +224,7 @@ def load_recipe(
     """
     values, where = _read(source)
     values = _merge(values, overrides or {})
+    values = {key: value for key, value in values.items() if value is not None}  # an empty section
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -232,7 +233,11 @@ def load_recipe(
                 where="--set",
                 mend="write --set key.sub=value",
             )
-        values = _assign(values, key.strip().split("."), _parsed(text, assignment), key)
+        path = key.strip().split(".")
+        if path[-1] == "preset":  # keys that are written out would win over the preset
+            for name in PAPER_OPTIMISER:
+                values = _without(values, [*path[:-1], name])
+        values = _assign(values, path, _parsed(text, assignment), key)
     return validate(Recipe, values, where=where)
 
 
@@ -339,6 +344,15 @@ def _parsed(text: str, assignment: str) -> Any:
             where="--set",
             mend="quote text that holds : [ ] { } or a comma",
         ) from None
+
+
+def _without(values: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
+    """The values less the key at ``path``, where it exists."""
+    head, *rest = path
+    if not rest:
+        return {key: value for key, value in values.items() if key != head}
+    inner = values.get(head)
+    return {**values, head: _without(inner, rest)} if isinstance(inner, Mapping) else dict(values)
 
 
 def _assign(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:

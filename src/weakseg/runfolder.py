@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,8 +111,7 @@ class Stage:
         before = 0.0
         try:
             if not self._same_inputs:
-                if self.folder.exists():  # made from other inputs, or from inputs unknown
-                    shutil.rmtree(self.folder)
+                self._clear()
             elif self.previous is not None:
                 before = self.previous.seconds
                 self.record.starts = self.previous.starts + 1
@@ -130,6 +130,16 @@ class Stage:
             if problem is not None and problem is not error:
                 raise problem from error
             raise
+
+    def _clear(self) -> None:
+        """Removes work of other inputs; work of unknown inputs is moved aside instead."""
+        if not self.folder.exists():
+            return
+        if self.previous is not None:
+            shutil.rmtree(self.folder)
+            return
+        names = (self.folder.with_name(f"{self.folder.name}.unknown-{i}") for i in count(1))
+        self.folder.rename(next(name for name in names if not name.exists()))
 
     def _refuse_to_lose_edits(self) -> None:
         """Masks corrected by hand are worth more than anything that could replace them."""
