@@ -30,7 +30,8 @@ def main() -> None:
 
 
 def _quality() -> list[str]:
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    # The latest row of each seed: a command that was run again counts once.
+    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("quality.csv"):
         key = (
             "data",
@@ -43,8 +44,11 @@ def _quality() -> list[str]:
             "scales",
             "tags",
             "rule",
+            "head",
+            "steps",
+            "batch",
         )
-        groups[tuple(row[k] for k in key)].append(row)
+        groups[tuple(row[k] for k in key)][row["seed"]] = row
     lines = ["## Quality", ""]
     lines.append(
         "| data | method | network | list | stage | scales | tags | rule | threshold | mIoU | FP | FN | F1 | seeds | minutes |"
@@ -61,7 +65,9 @@ def _quality() -> list[str]:
         scales,
         tags,
         rule,
-    ), rows in groups.items():
+        *_,
+    ), by_seed in groups.items():
+        rows = list(by_seed.values())
         name = method + (f" ({variant})" if variant else "")
         numbers = [_spread([r[k] for r in rows]) for k in ("miou", "fp", "fn", "f1")]
         threshold = "/".join(f"{float(r['threshold']):.2f}" for r in rows)

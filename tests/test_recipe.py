@@ -10,7 +10,7 @@ import yaml
 
 from weakseg.errors import UserError
 from weakseg.methods import resolve
-from weakseg.recipe import Recipe, commented_yaml, load_recipe, shipped_recipes
+from weakseg.recipe import Recipe, commented_yaml, data_values, load_recipe, shipped_recipes
 from weakseg.training.config import TrainConfig
 
 OTHER = {
@@ -290,3 +290,17 @@ def test_a_preset_that_is_set_wins_over_keys_that_are_written_out():
 
 def test_an_empty_section_means_the_defaults():
     assert load_recipe({"train": None, "seed": 4}) == load_recipe({"seed": 4})
+
+
+def test_paths_of_arguments_hold_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "labels.csv").write_text("image,labels")
+    monkeypatch.chdir(tmp_path)
+    found = data_values("photos", "labels.csv", "masks", ["a", "b"])
+    assert found == {
+        "root": str(tmp_path / "photos"),
+        "labels": str(tmp_path / "labels.csv"),
+        "masks": "masks",
+        "classes": ["a", "b"],
+    }
+    assert data_values(None, "xml", None, None)["labels"] == "xml"

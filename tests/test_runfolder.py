@@ -1,5 +1,6 @@
 """Stages that are skipped, go on, start again or fail; and what the user is told."""
 
+import contextlib
 import errno
 import json
 import os
@@ -232,3 +233,43 @@ def test_a_disk_that_fills_while_the_record_is_written(run: RunFolder, monkeypat
     assert not run.stage("train", INPUTS).skipped
     assert run.stage("train", INPUTS).resumes
     assert sorted(os.listdir(stage.folder)) == ["stage.json", "work.txt"]
+
+
+def test_files_of_a_file_manager_are_no_edits_and_leftovers_go(run: RunFolder):
+    stage = run.stage("masks", {"a": 1})
+    with stage.working():
+        (stage.folder / "kept.png").write_text("x")
+    (stage.folder / "Thumbs.db").write_text("x")
+    later = stage.folder.stat().st_mtime + 100
+    os.utime(stage.folder / "Thumbs.db", (later, later))
+    with contextlib.suppress(KeyboardInterrupt), run.stage("masks", {"a": 2}).working():
+        (stage.folder / "done.png").write_text("x")
+        (stage.folder / ".done-x1.png").write_text("half")
+        raise KeyboardInterrupt
+    with run.stage("masks", {"a": 2}).working():
+        assert {p.name for p in stage.folder.iterdir()} == {"done.png", "stage.json"}
+
+
+def test_a_full_gpu_is_named(run: RunFolder):
+    class OutOfMemoryError(RuntimeError):
+        """As torch names it."""
+
+    error = mendable(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), run.path)
+    assert "memory of the GPU" in error.what
+    assert "train.batch" in error.mend
+
+
+def test_half_cleared_work_does_not_pass_for_done(run: RunFolder, monkeypatch):
+    with run.stage("masks", {"a": 1}).working() as stage:
+        (stage.folder / "kept.png").write_text("x")
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weakseg.runfolder.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), run.stage("masks", {"a": 2}).working():
+        pass
+    for value in (1, 2):
+        again = run.stage("masks", {"a": value})
+        assert not again.finished
+        assert not again.resumes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg.pipeline import Run, run_recipe
-from weakseg.recipe import load_recipe
+from weakseg.recipe import data_values, load_recipe
 
 __all__ = ["run"]
 
@@ -39,10 +39,5 @@ def run(
     Raises:
         UserError: Whatever you can mend; its text says how.
     """
-    data = {
-        "root": str(images),
-        "labels": None if labels is None else str(labels),
-        "masks": None if masks is None else str(masks),
-        "classes": str(classes) if isinstance(classes, Path) else classes,
-    }
+    data = data_values(images, labels, masks, classes)
     return run_recipe(load_recipe(recipe, overrides={"data": data}, sets=sets), out)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.markup import escape
 
 import weakseg
 from weakseg.console import console
 from weakseg.errors import UserError
-from weakseg.recipe import Recipe, load_recipe, shipped_recipes
-from weakseg.runfolder import RunFolder
+from weakseg.recipe import Recipe, data_values, load_recipe, shipped_recipes
+from weakseg.runfolder import STAGES, RunFolder, mendable
 
 __all__ = ["app", "main"]
 
@@ -110,8 +111,9 @@ def check(
     """
     from weakseg.stages.check import collect, inspect
 
-    collection = collect(_settings(source, labels, None, masks, classes, untagged, sets).data)
-    report = inspect(collection)
+    data = _settings(source, labels, None, masks, classes, untagged, sets).data
+    collection = collect(data)
+    report = inspect(collection, data.train)
     if as_json:
         print(json.dumps(report.to_dict(), indent=1, default=str))
     else:
@@ -136,7 +138,9 @@ def init(path: Path = Path("recipe.yaml"), /, *, like: str | None = None) -> Non
         raise UserError(
             "exists already", where=path, mend="choose another name, or delete it first"
         )
-    path.write_text(commented_yaml(load_recipe(like)), encoding="utf-8")
+    text = commented_yaml(load_recipe(like))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     print(path)
 
 
@@ -198,6 +202,7 @@ def predict(
         flip: Add the mirrored image; default: as the model says.
         max_side: Reduce larger images to this longer side first.
     """
+    from weakseg.config import validate
     from weakseg.export.model import load
     from weakseg.recipe import InferenceConfig
     from weakseg.stages.batches import pick_device
@@ -205,13 +210,18 @@ def predict(
 
     predictor = load(model)
     predictor.to(pick_device("auto"))
-    config = InferenceConfig(
-        scales=scales or predictor.scales,
-        flip=predictor.flip if flip is None else flip,
-        max_side=max_side or predictor.max_side,
-    )
+    settings = {
+        "scales": scales or predictor.scales,
+        "flip": predictor.flip if flip is None else flip,
+        "max_side": predictor.max_side if max_side is None else max_side,
+    }
+    config = validate(InferenceConfig, settings, where="weakseg predict")
     samples = images_in(images)
-    predict_images(predictor, samples, out, config)
+    if any(out / f"{s.id}.png" == s.image for s in samples):
+        raise UserError(
+            "masks would overwrite the images", where=out, mend="give another folder with --out"
+        )
+    predict_images(predictor, samples, out, config, resume=False)
     (out / "classes.txt").write_text("".join(f"{c}\n" for c in predictor.classes), encoding="utf-8")
     print(f"{len(samples)} masks in {out}")
 
@@ -224,7 +234,9 @@ def evaluate(folder: Path, /, *, sets: Sets = ()) -> None:
 
 
 @app.command
-def sweep(folder: Path, /, *, thresholds: int = 60) -> None:
+def sweep(
+    folder: Path, /, *, thresholds: Annotated[int, Parameter(validator=Number(gte=1))] = 60
+) -> None:
     """mIoU, FP and FN of a run's seeds at every threshold: oracle numbers, for a look only."""
     from weakseg.ops import metrics
     from weakseg.stages.check import collect
@@ -303,12 +315,6 @@ def _settings(
     untagged: Untagged,
     sets: tuple[str, ...],
 ) -> Recipe:
-    data: dict[str, Any] = {
-        "labels": labels and str(labels),
-        "masks": masks and str(masks),
-        "classes": classes and str(classes),
-        "untagged": untagged,
-    }
     if source.suffix in (".yaml", ".yml") or (
         str(source) in shipped_recipes() and not source.exists()
     ):
@@ -318,8 +324,12 @@ def _settings(
                 where=source,
                 mend="give the images first, or leave --recipe out",
             )
-        return load_recipe(str(source), overrides={"data": data}, sets=sets)
-    return load_recipe(recipe, overrides={"data": {"root": str(source), **data}}, sets=sets)
+        data = data_values(None, labels, masks, classes)
+        return load_recipe(
+            str(source), overrides={"data": data | {"untagged": untagged}}, sets=sets
+        )
+    data = data_values(source, labels, masks, classes)
+    return load_recipe(recipe, overrides={"data": data | {"untagged": untagged}}, sets=sets)
 
 
 def _show_plan(recipe: Recipe) -> None:
@@ -359,6 +369,12 @@ def _show_summary(folder: Path) -> None:
     from rich.table import Table
 
     run = RunFolder(folder)
+    done = Table("stage", "result", "time")
+    for name in STAGES:
+        record = run.record(name)
+        if record is not None and record.status == "done":
+            done.add_row(name, _result(record.results), _duration(record.seconds))
+    console.print(done)
     file = run.stage_folder("evaluate") / "results.json"
     if file.exists():
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
@@ -380,6 +396,16 @@ def _show_summary(folder: Path) -> None:
             print(path)
 
 
+def _result(results: dict[str, Any]) -> str:
+    """The few results of a stage that fit in a line."""
+    shown = []
+    for key in ("images", "steps", "errors", "warnings", "rule", "threshold", "f1", "rows"):
+        value = results.get(key)
+        if value is not None and not (key in ("errors", "warnings") and value == 0):
+            shown.append(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(shown)
+
+
 def _distance(rows: list[dict[str, Any]]) -> str:
     """How far the threshold that saw no masks is from the one that did."""
     oracle = next((r for r in rows if r["stage"] == "seed" and r["rule"] == "oracle"), None)
@@ -397,18 +423,21 @@ def main() -> None:
     """Entry point: user errors are shown without a traceback, and end with code 2."""
     try:
         app()
-    except UserError as error:
-        where = f"{error.where}: " if error.where else ""
-        console.print(f"[red]error[/red] {escape(where + error.what)}")
-        if error.mend:
-            console.print(f"  [green]mend[/green] {escape(error.mend)}")
-        sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as raised:
+        error = mendable(raised, Path.cwd())
+        if error is None:
+            raise
+        where = f"{error.where}: " if error.where else ""
+        console.print(f"[red]error[/red] {escape(where + error.what)}")
+        if error.mend:
+            console.print(f"  [green]mend[/green] {escape(error.mend)}")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each stage takes the run folder and leaves a folder of its own in it. A stage whose inputs have not
 changed is skipped; one that was interrupted goes on where it stopped. Masks of the user, where
-there are any, are opened by the last stage alone.
+there are any, are opened by the check (do they fit?), the evaluation and the report alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from weakseg.registry import suggest
 from weakseg.report import write_report
 from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages import check, evaluate, masks, predict, seeds, segment, train
+from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect
 
 __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
@@ -66,7 +67,8 @@ class Run:
     @cached_property
     def model(self) -> Predictor:
         """The trained segmenter, or the classifier where the recipe has no segmenter."""
-        return load(self.folder)
+        enabled = self.recipe.segmenter.enabled  # an earlier recipe may have left a segmenter
+        return load(self.folder if enabled else RunFolder(self.folder).stage_folder("train"))
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Run:
@@ -80,7 +82,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     Raises:
         UserError: Whatever the user can mend. What is done stays done.
     """
-    resolve(recipe.method)  # the method's own settings are checked before any data is touched
+    resolve(recipe.method)  # the method's own settings are checked before any data is touched,
+    pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
     run = RunFolder(folder)
     collection = collect(recipe.data)
     write_recipe(run, recipe)

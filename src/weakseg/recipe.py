@@ -31,6 +31,7 @@ __all__ = [
     "SegmenterConfig",
     "SegmenterTrainConfig",
     "commented_yaml",
+    "data_values",
     "load_recipe",
     "shipped_recipes",
 ]
@@ -157,7 +158,7 @@ class RuntimeConfig(Frozen):
 class Recipe(Frozen):
     """Everything that decides the result of a run."""
 
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every random choice")
     data: DataConfig = Field(default_factory=DataConfig)
     method: dict[str, Any] = Field(
         default_factory=lambda: {"name": "cam"}, description="`name` and the method's own settings"
@@ -239,6 +240,33 @@ def load_recipe(
                 values = _without(values, [*path[:-1], name])
         values = _assign(values, path, _parsed(text, assignment), key)
     return validate(Recipe, values, where=where)
+
+
+def data_values(
+    root: str | Path | None,
+    labels: str | Path | None,
+    masks: str | Path | None,
+    classes: Sequence[str] | str | Path | None,
+) -> dict[str, Any]:
+    """The ``data`` section that arguments stand for.
+
+    Paths become absolute, so that the run folder can be used from any working directory; what is
+    not there stays as it is: it may be a word, or relative to ``root``.
+    """
+    if isinstance(classes, str | Path):
+        classes = _absolute(classes)
+    return {
+        "root": None if root is None else str(Path(root).expanduser().absolute()),
+        "labels": None if labels is None else _absolute(labels),
+        "masks": None if masks is None else _absolute(masks, folder=True),
+        "classes": classes,
+    }
+
+
+def _absolute(path: str | Path, *, folder: bool = False) -> str:
+    found = Path(path).expanduser()
+    exists = found.is_dir() if folder else found.is_file()
+    return str(found.absolute() if exists else path)
 
 
 def commented_yaml(recipe: Recipe) -> str:

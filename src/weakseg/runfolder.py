@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -28,6 +29,9 @@ __all__ = ["STAGES", "RunFolder", "Stage", "StageRecord", "fingerprint", "mendab
 
 STAGES = ("check", "train", "seeds", "masks", "segment", "predict", "evaluate")
 """The stages in order; a stage's folder is its number and name, such as ``2-train``."""
+
+
+_OF_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")
 
 
 def fingerprint(inputs: Any) -> str:
@@ -107,14 +111,14 @@ class Stage:
                 an error that the user can mend; or work of other inputs was edited by hand.
         """
         self._refuse_to_lose_edits()
+        self._clear()
         start = time.monotonic()
         before = 0.0
         try:
-            if not self._same_inputs:
-                self._clear()
-            elif self.previous is not None:
+            if self._same_inputs and self.previous is not None:
                 before = self.previous.seconds
                 self.record.starts = self.previous.starts + 1
+                self._remove_leftovers()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._save(before)
             yield self
@@ -132,21 +136,38 @@ class Stage:
             raise
 
     def _clear(self) -> None:
-        """Removes work of other inputs; work of unknown inputs is moved aside instead."""
-        if not self.folder.exists():
+        """Removes work of other inputs; work of unknown inputs is moved aside instead.
+
+        Where that is interrupted, no record may stay: what is left must not pass for anything.
+        """
+        if self._same_inputs or not self.folder.exists():
             return
-        if self.previous is not None:
-            shutil.rmtree(self.folder)
-            return
-        names = (self.folder.with_name(f"{self.folder.name}.unknown-{i}") for i in count(1))
-        self.folder.rename(next(name for name in names if not name.exists()))
+        try:
+            if self.previous is not None:
+                (self.folder / "stage.json").unlink()
+                shutil.rmtree(self.folder)
+                return
+            names = (self.folder.with_name(f"{self.folder.name}.unknown-{i}") for i in count(1))
+            self.folder.rename(next(name for name in names if not name.exists()))
+        except OSError as error:
+            raise mendable(error, self.folder) or error from None
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files (all are hidden) of a process that was killed while it wrote them."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     def _refuse_to_lose_edits(self) -> None:
         """Masks corrected by hand are worth more than anything that could replace them."""
         if self._same_inputs or self.previous is None or self.previous.status != "done":
             return
         finished = (self.folder / "stage.json").stat().st_mtime
-        files = (p for p in sorted(self.folder.rglob("*")) if p.is_file())
+        files = (
+            p
+            for p in sorted(self.folder.rglob("*"))
+            if p.is_file() and not p.name.startswith(".") and p.name not in _OF_FILE_MANAGERS
+        )
         edited = [p for p in files if p.stat().st_mtime > finished + 1]
         if edited:
             raise UserError(
@@ -233,9 +254,16 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def mendable(error: BaseException, folder: Path) -> UserError | None:
-    """What a user can do about an error of the file system; ``None`` for other errors."""
+    """What a user can do about an error of the disk or of memory; ``None`` for other errors."""
     if isinstance(error, UserError):
         return error
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return UserError(
+            f"the memory of the GPU is full ({str(error).splitlines()[0]})",
+            where=folder,
+            mend="lower the batch (train.batch or train.accumulate, seeds.batch, predict.batch), "
+            "or reduce large images first (seeds.max_side, predict.max_side)",
+        )
     if not isinstance(error, OSError):
         return None
     where = error.filename or folder
@@ -245,6 +273,8 @@ def mendable(error: BaseException, folder: Path) -> UserError | None:
             where=where,
             mend="free some space and run the same command again: it goes on where it stopped",
         )
+    if error.errno == errno.EACCES and os.path.isfile(where) and not os.access(where, os.R_OK):
+        return UserError("may not be read", where=where, mend="change its permissions")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(
             "cannot write here",

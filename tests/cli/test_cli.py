@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from weakseg import cli
 from weakseg.cli import app
+from weakseg.data.images import read_mask, write_mask
 from weakseg.errors import UserError
 from weakseg.pipeline import run_recipe
+from weakseg.runfolder import RunFolder
 
 SURFACE = {
     "check": {"--masks", "--classes", "--untagged", "--json", "--set"},
@@ -155,6 +158,41 @@ def test_predict_mirrors_folders_and_sizes(tiny, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "a" / "b" / "one.png").size == (70, 45)
     assert Image.open(tmp_path / "out" / "two.png").size == (33, 80)
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines()[0] == "cat"
+    other = np.full((80, 33), 255, np.uint8)  # of another model: nothing tells whose a mask is
+    write_mask(tmp_path / "out" / "two.png", other)
+    assert _call("predict", tmp_path / "run", images, "--out", tmp_path / "out") == 0
+    assert (read_mask(tmp_path / "out" / "two.png") != 255).all()
+
+
+def test_predict_refuses_what_would_lose_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("weakseg.export.model.load", lambda _: _Model())
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(UserError, match="overwrite"):
+        cli.predict(tmp_path, tmp_path, out=tmp_path)
+    with pytest.raises(UserError, match="above 0"):
+        cli.predict(tmp_path, tmp_path, out=tmp_path / "out", scales=(0.0,))
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.jpg")
+    with pytest.raises(UserError, match=r"one\.jpg and one\.png"):
+        cli.predict(tmp_path, tmp_path, out=tmp_path / "out")
+
+
+class _Model:
+    scales, flip, max_side = (1.0,), False, None
+
+    def to(self, _):
+        return self
+
+
+def test_a_file_that_may_not_be_read_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "labels.csv"))
+
+    monkeypatch.setattr(cli, "_settings", denied)
+    monkeypatch.setattr("sys.argv", ["weakseg", "run", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "labels.csv" in capsys.readouterr().err.replace("\n", "")
 
 
 def test_a_stage_command_goes_on_with_a_run(tiny, tmp_path, capsys):
@@ -177,6 +215,13 @@ def test_a_stage_command_goes_on_with_a_run(tiny, tmp_path, capsys):
     assert len(lines) == 11
     with pytest.raises(UserError, match="holds no run"):
         app(["train", str(tmp_path / "nowhere")])
+
+
+def test_the_summary_of_a_run_without_ground_truth_is_a_table_too(tmp_path, capsys):
+    with RunFolder(tmp_path).stage("masks", {}).working() as stage:
+        stage.results |= {"images": 12, "rule": "label-free", "threshold": 0.234}
+    cli._show_summary(tmp_path)
+    assert "images 12, rule label-free, threshold 0.23" in capsys.readouterr().err
 
 
 def test_doctor_names_a_broken_pair_and_its_mend(monkeypatch, capsys):

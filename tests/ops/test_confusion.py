@@ -211,3 +211,8 @@ def test_the_best_threshold_is_found():
     threshold, found = sweep.best()
     assert threshold == pytest.approx(0.4)  # the first of 0.4, 0.5, 0.6
     assert found.miou == 1
+
+
+def test_a_sweep_refuses_ids_of_other_classes():
+    with pytest.raises(ValueError, match="holds id 3"):
+        ThresholdSweep(2).update(np.ones((1, 1)), np.ones((1, 1), int), np.full((1, 1), 3))

@@ -12,7 +12,7 @@ from PIL import Image
 import weakseg
 from tests.stages.conftest import contents
 from weakseg import pipeline
-from weakseg.data.images import read_mask
+from weakseg.data.images import read_mask, write_mask
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
 from weakseg.pipeline import run_recipe
@@ -131,6 +131,55 @@ def test_only_what_a_change_concerns_runs_again(tiny, tmp_path):
     assert run.record("masks").results["threshold"] == 0.95
 
 
+def test_masks_corrected_by_hand_are_trained_on(tiny, tmp_path):
+    run_recipe(tiny, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    before = {name: run.record(name) for name in ("masks", "segment", "evaluate")}
+    sample = pipeline.collect(tiny.data).split("train")[0]
+    path = run.stage_folder("masks") / "masks" / f"{sample.id}.png"
+    corrected = np.full_like(read_mask(path), 255)
+    write_mask(path, corrected)
+    run_recipe(tiny, run.path)
+    assert (read_mask(path) == corrected).all()
+    assert run.record("masks") == before["masks"]
+    assert run.record("segment").fingerprint != before["segment"].fingerprint
+    assert run.record("evaluate").fingerprint != before["evaluate"].fingerprint
+
+
+def test_other_splits_can_be_trained_on(tiny, tmp_path):
+    swapped = {"train": ("val",), "val": ("train",)}
+    recipe = tiny.model_copy(update={"data": tiny.data.model_copy(update=swapped)})
+    run_recipe(recipe, tmp_path / "run", until="seeds")
+    assert RunFolder(tmp_path / "run").record("seeds").results["images"] == 6
+
+
+def test_a_list_of_other_images_is_refused(tiny, tmp_path):
+    (tmp_path / "list.txt").write_text("nobody\n")
+    evaluate = tiny.evaluate.model_copy(update={"lists": {"mine": tmp_path / "list.txt"}})
+    with pytest.raises(UserError, match="'mine'"):
+        run_recipe(tiny.model_copy(update={"evaluate": evaluate}), tmp_path / "run")
+
+
+def test_without_a_segmenter_the_model_is_the_classifier(tiny, tmp_path):
+    run_recipe(tiny, tmp_path / "run")
+    off = tiny.model_copy(
+        update={"segmenter": tiny.segmenter.model_copy(update={"enabled": False})}
+    )
+    run = run_recipe(off, tmp_path / "run")
+    assert run.model.model.heads == ("cam",)
+    rows = json.loads((run.folder / "7-evaluate" / "results.json").read_text())["rows"]
+    assert {row["stage"] for row in rows} == {"seed", "mask"}
+
+
+def test_a_segmenter_that_diverges_names_its_own_settings(tiny, tmp_path):
+    hot = tiny.segmenter.train.model_copy(update={"lr": 1e18, "steps": 8})
+    recipe = tiny.model_copy(update={"segmenter": tiny.segmenter.model_copy(update={"train": hot})})
+    with pytest.raises(UserError, match="became") as error:
+        run_recipe(recipe, tmp_path / "run", until="segment")
+    assert error.value.where == "segmenter.train"
+    assert "lower segmenter.train.lr" in error.value.mend
+
+
 def test_ground_truth_changes_nothing_but_the_evaluation(tiny, tmp_path, monkeypatch):
     """The same run without ground truth gives the same model, seeds, masks and predictions."""
     run_recipe(tiny, tmp_path / "with")
@@ -186,6 +235,17 @@ def test_bad_method_settings_stop_before_the_data_is_touched(tiny, tmp_path):
     wrong = tiny.model_copy(update={"method": {"name": "cam", "alpha": 4}})
     with pytest.raises(UserError, match="method.alpha"):
         run_recipe(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(0, 1), (2, 3)])
+def test_missing_gpus_are_said_before_anything_is_touched(tiny, tmp_path, monkeypatch, gpus, asked):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    runtime = tiny.runtime.model_copy(update={"accelerator": "gpu", "devices": asked})
+    with pytest.raises(UserError, match="GPU"):
+        run_recipe(tiny.model_copy(update={"runtime": runtime}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -17,6 +17,7 @@ from tests.stages.conftest import contents
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder
+from weakseg.stages import train
 from weakseg.training.fit import read_losses
 
 pytestmark = pytest.mark.process
@@ -89,6 +90,16 @@ def test_two_processes_train_as_one(tiny: Recipe, tmp_path: Path):
     losses = [dict(read_losses(tmp_path / n / "2-train")["cls"]) for n in ("one", "two")]
     assert losses[0].keys() == losses[1].keys()
     np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=1e-4)
+
+
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(train.rank_zero_only, "rank", 1)
+    train.save_model(tmp_path, None, None, None, {})
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
+    (tmp_path / "recipe.yaml").write_text("{}")
+    monkeypatch.setattr(train, "collect", lambda _: None)
+    train.launched("train", lambda *_: {})
+    assert [p.name for p in tmp_path.rglob("*")] == ["recipe.yaml"]
 
 
 def test_an_error_in_a_launched_training_reaches_the_user(tiny: Recipe, tmp_path: Path):

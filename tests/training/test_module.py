@@ -272,6 +272,26 @@ def test_a_loss_that_is_not_finite_stops_before_it_harms(run, tmp_path: Path, ba
     assert_equal(weights(mended.model), weights(run(steps=10, folder="whole").model))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_by_loader_processes_too(
+    tiny_collection: Collection, tmp_path: Path, workers: int
+):
+    victim = tiny_collection[3].image
+    victim.write_bytes(b"no image")
+    with pytest.raises(UserError) as caught:
+        fit(
+            tmp_path / "run",
+            lambda: Toy(4),
+            lambda _: TrainingImages(tiny_collection, AUGMENT, 0),
+            TrainConfig(**PLAIN | {"steps": 4}),
+            Placement("cpu", workers=workers),
+            0,
+        )
+    assert caught.value.where == str(victim)
+    assert caught.value.mend
+    assert "Traceback" not in caught.value.what
+
+
 def test_a_batch_that_cannot_be_cut_is_refused(run, tiny_collection, tmp_path: Path):
     config = TrainConfig(batch=6, accumulate=2, steps=1)
     with pytest.raises(UserError, match="cannot be shared by 2 devices in 2 parts") as caught:

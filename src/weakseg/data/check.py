@@ -36,8 +36,8 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "no-images": ("error", "the collection is empty", "check the paths of the data"),
     "no-train-images": (
         "error",
-        "no image is in the split 'train'",
-        "put the images to learn from in the split 'train'",
+        "no image is in a split that is trained on",
+        "put the images to learn from in the split 'train', or name their split (data.train)",
     ),
     "missing-file": ("error", "image files do not exist", "restore them or remove their rows"),
     "empty-file": ("error", "image files of 0 bytes", _AGAIN),
@@ -226,7 +226,10 @@ class CheckReport:
 
 
 def check(
-    collection: Collection, *, progress: Callable[[int, int], object] | None = None
+    collection: Collection,
+    *,
+    train: Sequence[str] = ("train",),
+    progress: Callable[[int, int], object] | None = None,
 ) -> CheckReport:
     """Opens every file and counts every tag; reports all problems at once and raises none.
 
@@ -235,6 +238,7 @@ def check(
 
     Args:
         collection: What a source yielded.
+        train: Splits that are trained on.
         progress: Called with (images done, images in all).
     """
     samples = collection.samples
@@ -251,7 +255,7 @@ def check(
             ledger.add(code, sample.id)
     _check_ids(samples, looks, ledger)
     _check_tags(collection, ledger)
-    _check_balance(collection, ledger)
+    _check_balance(collection, train, ledger)
     _check_mask_cover(samples, ledger)
     matrix = collection.tag_matrix() if not ledger.has("unknown-tag") else _known_tags(collection)
     counts = matrix.astype(np.int64)
@@ -411,8 +415,8 @@ def _check_tags(collection: Collection, ledger: _Ledger) -> None:
         ledger.add("similar-tags", f"{rare} ({uses[rare]:,}) / {frequent} ({uses[frequent]:,})")
 
 
-def _check_balance(collection: Collection, ledger: _Ledger) -> None:
-    train = [s for s in collection if s.split == "train"]
+def _check_balance(collection: Collection, splits: Sequence[str], ledger: _Ledger) -> None:
+    train = collection.split(*splits).samples
     if collection.samples and not train:
         ledger.add("no-train-images")
     uses = Counter(tag for sample in collection for tag in set(sample.tags or ()))

@@ -6,9 +6,7 @@ on: EXIF rotation applied, any mode turned into 8-bit RGB.
 
 from __future__ import annotations
 
-import os
 import struct
-import uuid
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from weakseg.errors import UserError
+from weakseg.files import atomic_path
 
 __all__ = [
     "image_size",
@@ -193,14 +192,8 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
         raise ValueError(f"class ids are 0 to 255, got {mask.min()} to {mask.max()}")
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
     image.putpalette(voc_palette().tobytes())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with atomic_path(Path(path)) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def voc_palette() -> np.ndarray:

@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from weakseg.data.images import read_image, read_mask
 from weakseg.data.samples import Collection
+from weakseg.errors import UserError
 from weakseg.methods.base import Batch
 
 __all__ = [
@@ -140,6 +141,15 @@ class TrainingImages(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __getitems__(
+        self, keys: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, str]] | UserError:
+        """Items of a batch. An error is handed on whole: loader processes would make it text."""
+        try:
+            return [self[key] for key in keys]
+        except UserError as error:
+            return error
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
         index, turn = key
         with torch.random.fork_rng(devices=[]):
@@ -230,7 +240,10 @@ class StepBatches(Sampler):
 
 
 def training_loader(data: TrainingImages, batches: StepBatches, workers: int) -> DataLoader:
-    """Loader of :class:`Batch` (or :class:`MaskBatch`, where the data has masks)."""
+    """Loader of :class:`Batch` (or :class:`MaskBatch`, where the data has masks).
+
+    In place of a batch with an unreadable image it yields the :class:`UserError`.
+    """
     return DataLoader(
         data,
         batch_sampler=batches,
@@ -255,12 +268,12 @@ def _single_threaded(_: int) -> None:
     cv2.setNumThreads(0)  # one image per process is enough work
 
 
-def _collate_tags(items: list[tuple[Tensor, Tensor, str]]) -> Batch:
-    return Batch(*_stacked(items))
+def _collate_tags(items: list[tuple[Tensor, Tensor, str]] | UserError) -> Batch | UserError:
+    return items if isinstance(items, UserError) else Batch(*_stacked(items))
 
 
-def _collate_masks(items: list[tuple[Tensor, Tensor, str]]) -> MaskBatch:
-    return MaskBatch(*_stacked(items))
+def _collate_masks(items: list[tuple[Tensor, Tensor, str]] | UserError) -> MaskBatch | UserError:
+    return items if isinstance(items, UserError) else MaskBatch(*_stacked(items))
 
 
 def _stacked(items: list[tuple[Tensor, Tensor, str]]) -> tuple[Tensor, Tensor, list[str]]:

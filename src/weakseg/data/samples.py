@@ -1,7 +1,7 @@
 """What every source yields: samples, gathered in a collection.
 
 A *sample* is one image with its tags and, only if the user has one, a ground-truth mask. Masks
-evaluate; nothing below ``stages/evaluate.py`` opens them.
+evaluate: the check looks whether they fit, the evaluation and the report compare with them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,13 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in predictor.model.state_dict().items()}
     with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+        try:
+            save_file(state, temporary)
+        except SafetensorError as error:  # its errors of the disk are no OSErrors
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), str(error), str(folder)) from None
     config = {
         "format": _FORMAT,
         **network,

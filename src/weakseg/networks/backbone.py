@@ -119,28 +119,28 @@ def _create(spec: BackboneSpec) -> nn.Module:
     arguments = dict(spec.options)
     if spec.dilate:
         arguments["output_stride"] = spec.output_stride
-    if spec.weights is not None:
-        arguments |= {
-            "pretrained": True,
-            "pretrained_cfg_overlay": {"file": str(_existing(spec.weights))},
-        }
-    elif spec.pretrained:
-        arguments["pretrained"] = True
+    file = None if spec.weights is None else _existing(spec.weights)
+    given: list[str] = []
     try:
+        if file is not None:  # read here first: older timm would unpickle any code in it
+            given = list(load_state_dict(str(file), weights_only=True))
+            arguments["pretrained_cfg_overlay"] = {"file": str(file)}
+        if file is not None or spec.pretrained:
+            arguments["pretrained"] = True
         network = timm.create_model(spec.name, features_only=True, **arguments)
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
         raise _explain(spec, error) from error
-    if spec.weights is not None:
-        _check_that_weights_fit(network, spec)
+    if file is not None:
+        _check_that_weights_fit(network, given, spec)
     _move_first_level_behind_pool(network)
     return network
 
 
-def _check_that_weights_fit(network: nn.Module, spec: BackboneSpec) -> None:
+def _check_that_weights_fit(network: nn.Module, given: list[str], spec: BackboneSpec) -> None:
     """timm loads feature networks leniently: a file of another network would pass unnoticed."""
-    given = {_flat(key) for key in load_state_dict(str(spec.weights), weights_only=True)}
+    there = {_flat(key) for key in given}
     own = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
-    missing = [key for key in own if _flat(key) not in given]
+    missing = [key for key in own if _flat(key) not in there]
     if missing:
         raise _explain(
             spec,

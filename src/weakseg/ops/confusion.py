@@ -127,6 +127,7 @@ class ThresholdSweep:
             winner: (H, W) int, the class id (1..K) of that score.
             truth: (H, W) uint8 in 0..K or 255.
         """
+        _validate(winner, truth, self.num_classes)
         known = truth != IGNORE
         # Bin b holds the scores that lie above exactly the first b thresholds; float32, as masks.
         bins = np.searchsorted(self.thresholds.astype(np.float32), best[known].astype(np.float32))

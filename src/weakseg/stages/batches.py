@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weakseg.data.images import image_size, read_image
 from weakseg.data.samples import Sample
+from weakseg.errors import UserError
 
 __all__ = ["ahead", "groups_of_one_size", "pick_device", "read_group"]
 
@@ -56,10 +57,28 @@ def ahead(work: Callable[[T], R], items: Sequence[T], count: int = 2) -> Iterato
             yield done, future.result()
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The device that inference runs on."""
-    if accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("auto", "gpu") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+def pick_device(accelerator: str, devices: int = 1) -> torch.device:
+    """The device that inference runs on.
+
+    Raises:
+        UserError: There are not as many GPUs as asked for.
+    """
+    found = torch.device("cpu")
+    if accelerator != "cpu" and torch.cuda.is_available():
+        found = torch.device("cuda")
+    elif accelerator != "cpu" and torch.backends.mps.is_available():
+        found = torch.device("mps")
+    if accelerator == "gpu" and found.type == "cpu":
+        raise UserError(
+            "torch sees no GPU",
+            where="runtime.accelerator",
+            mend="set it to auto or cpu; `weakseg doctor` shows the devices",
+        )
+    gpus = {"cuda": torch.cuda.device_count(), "mps": 1}.get(found.type, devices)
+    if devices > gpus:
+        raise UserError(
+            f"{devices} devices were asked for, but there are {gpus} GPUs",
+            where="runtime.devices",
+            mend=f"set it to {gpus}, or train on the CPU with runtime.accelerator: cpu",
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from weakseg.console import Bar, console
@@ -14,7 +15,7 @@ from weakseg.files import write_json
 from weakseg.recipe import DataConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 
-__all__ = ["check", "collect", "inspect"]
+__all__ = ["check", "collect", "inspect", "stamp"]
 
 
 def collect(data: DataConfig) -> Collection:
@@ -30,10 +31,10 @@ def collect(data: DataConfig) -> Collection:
     )
 
 
-def inspect(collection: Collection) -> CheckReport:
+def inspect(collection: Collection, train: Sequence[str]) -> CheckReport:
     """All problems of the collection at once, with a progress bar."""
     with Bar("check", len(collection)) as bar:
-        return check_collection(collection, progress=lambda done, total: bar.to(done))
+        return check_collection(collection, train=train, progress=lambda done, total: bar.to(done))
 
 
 def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -42,12 +43,15 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     Raises:
         UserError: The data has errors; the table of all of them is shown first.
     """
-    masks = sorted(_stamp(s.mask) for s in collection if s.mask is not None)
-    stage = run.stage("check", {"collection": collection.fingerprint(), "masks": masks})
+    masks = sorted(stamp(s.mask) for s in collection if s.mask is not None)
+    stage = run.stage(
+        "check",
+        {"collection": collection.fingerprint(), "train": recipe.data.train, "masks": masks},
+    )
     if stage.finished:
         return stage
     with stage.working():
-        report = inspect(collection)
+        report = inspect(collection, recipe.data.train)
         write_json(stage.folder / "check.json", report.to_dict())
         stage.results |= {
             "images": len(collection),
@@ -65,5 +69,6 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
-def _stamp(mask: Path) -> tuple[str, int]:
+def stamp(mask: Path) -> tuple[str, int]:
+    """What tells that a mask has become another one."""
     return str(mask), mask.stat().st_mtime_ns if mask.exists() else 0

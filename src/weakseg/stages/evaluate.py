@@ -1,4 +1,4 @@
-"""Stage 7: compare with ground truth, where there is any. The only stage that opens it.
+"""Stage 7: compare with ground truth, where there is any.
 
 What is computed here never flows back into a run: thresholds found here are *oracle* numbers.
 """
@@ -24,6 +24,8 @@ from weakseg.files import atomic_path, write_json
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.check import stamp
+from weakseg.stages.masks import masks_inputs
 from weakseg.stages.seeds import classification_f1, scores_path
 
 __all__ = ["Judged", "evaluate", "judge_masks", "read_list", "sweep"]
@@ -87,17 +89,22 @@ def sweep(
 
 def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Evaluates seeds, masks and the segmenter's predictions on every split with ground truth."""
-    done = {name: run.record(name) for name in ("seeds", "masks", "predict")}
+    wanted = ("seeds", "masks", "predict") if recipe.segmenter.enabled else ("seeds", "masks")
+    done = {name: run.record(name) for name in wanted}
     present = {
         name: r.fingerprint for name, r in done.items() if r is not None and r.status == "done"
     }
+    if "masks" in present:
+        present["masks"] = str(masks_inputs(run))
     judged = tuple(s for s in collection if s.mask is not None)
     stage = run.stage(
         "evaluate",
         {
             "stages": present,
             "evaluate": recipe.evaluate.model_dump(mode="json"),
-            "masks": [(s.id, str(s.mask)) for s in judged],
+            "splits": [recipe.data.train, recipe.data.val],
+            "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
+            "masks": [(s.id, *stamp(s.mask)) for s in judged if s.mask is not None],
         },
         seed=recipe.seed,
     )
@@ -120,14 +127,13 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 def read_list(path: Path) -> list[str]:
     """Ids of a list file, one in each line."""
     try:
-        return [
-            line.split()[0]
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
-    except OSError:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            "no such list", where=path, mend="give a text file with one image id in each line"
+            f"the list cannot be read ({error})",
+            where=path,
+            mend="give a text file with one image id in each line",
         ) from None
 
 
@@ -162,6 +168,12 @@ class _Evaluation:
         for name, path in self.recipe.evaluate.lists.items():
             ids = set(read_list(path))
             lists[name] = [s for s in known if s.id in ids]
+            if not ids & {s.id for s in self.collection}:
+                raise UserError(
+                    f"no id of the list {name!r} is in the collection, such as {min(ids, default='')!r}",
+                    where=path,
+                    mend="list ids as paths relative to the image folder, without suffix",
+                )
         return {name: samples for name, samples in lists.items() if samples}
 
     def _judge_seeds(self, name: str, samples: list[Sample]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from weakseg.recipe import MasksConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.seeds import scores_path
 
-__all__ = ["Rule", "choose_rule", "label", "masks"]
+__all__ = ["Rule", "choose_rule", "label", "masks", "masks_inputs"]
 
 _BINS = 256
 
@@ -84,8 +85,29 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             "images": len(images),
             "rule": rule.rule,
             "threshold": round(rule.threshold, 4),
+            "digest": _digest(stage.folder / "masks"),
         }
     return stage
+
+
+def masks_inputs(run: RunFolder) -> str | None:
+    """What stages that use the masks depend on: how they were made, and corrections by hand."""
+    made = run.record("masks")
+    if made is None:
+        return None
+    digest = made.results.get("digest")
+    if made.status != "done" or digest is None:
+        return made.fingerprint
+    now = _digest(run.stage_folder("masks") / "masks")
+    return made.fingerprint if now == digest else f"{made.fingerprint}, corrected: {now}"
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("[!.]*.png")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def label(seed: ScoreFile, threshold: float, margin: float = 0.0) -> np.ndarray:
@@ -123,7 +145,7 @@ def _label_free(config: MasksConfig, histogram: np.ndarray) -> Rule:
     curve = label_free_threshold(histogram)
     if curve is None:
         why = "the scores are all alike, so nothing could be learnt from them: the recipe's masks.threshold"
-        return Rule(config.rule, config.threshold, config.margin, why, histogram.tolist())
+        return Rule("constant", config.threshold, config.margin, why, histogram.tolist())
     criterion = {
         "name": "cross-entropy of a two-level split",
         "thresholds": curve.thresholds.round(4).tolist(),

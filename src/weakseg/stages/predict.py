@@ -44,16 +44,24 @@ def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 
 
 def predict_images(
-    predictor: Predictor, samples: tuple[Sample, ...], folder: Path, config: InferenceConfig
+    predictor: Predictor,
+    samples: tuple[Sample, ...],
+    folder: Path,
+    config: InferenceConfig,
+    *,
+    resume: bool = True,
 ) -> None:
-    """Writes the masks that are not there yet, at the images' own sizes."""
+    """Writes masks at the images' own sizes.
+
+    ``resume`` keeps those that are there: only where they are known to be this model's.
+    """
     predictor.scales, predictor.flip, predictor.max_side = (
         config.scales,
         config.flip,
         config.max_side,
     )
     groups = groups_of_one_size(samples, config.batch)
-    todo = [g for g in groups if not all((folder / f"{s.id}.png").exists() for s in g)]
+    todo = [g for g in groups if not (resume and all((folder / f"{s.id}.png").exists() for s in g))]
 
     def write(group: list[Sample], found: np.ndarray) -> None:
         for sample, mask in zip(group, found, strict=True):
@@ -75,11 +83,20 @@ def images_in(path: Path) -> tuple[Sample, ...]:
     """The images of a folder and its sub-folders, or one image, as samples without tags.
 
     Raises:
-        UserError: There is no image.
+        UserError: There is no image, or two of them would have one mask.
     """
     if path.is_file():
         return (Sample(path.stem, path, None),)
     found = scan(path) if path.is_dir() else []
     if not found:
         raise UserError("holds no images", where=path, mend="give a folder of images, or one image")
-    return tuple(Sample(sample_id(name), path / name, None) for name in found)
+    by_id: dict[str, str] = {}
+    for name in found:
+        other = by_id.setdefault(sample_id(name), name)
+        if other != name:
+            raise UserError(
+                f"{other} and {name} would have one mask",
+                where=path,
+                mend="rename one of them, so that their names differ in more than the suffix",
+            )
+    return tuple(Sample(key, path / name, None) for key, name in by_id.items())

@@ -11,10 +11,12 @@ from weakseg.console import Bar
 from weakseg.data.images import image_size
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
+from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating, multi_scale
 from weakseg.methods import Maps
 from weakseg.recipe import Recipe, SeedsConfig
+from weakseg.registry import suggest
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 
@@ -37,6 +39,13 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     if stage.finished:
         return stage
     model = load(run.require("train"))
+    heads = model.model.heads
+    if recipe.seeds.head is not None and recipe.seeds.head not in heads:
+        raise UserError(
+            f"the method has no head {recipe.seeds.head!r}",
+            where="seeds.head",
+            mend=suggest(recipe.seeds.head, heads),
+        )
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
         make_seeds(model, images, recipe.seeds, stage.folder / "scores")
@@ -44,7 +53,7 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             "images": len(images),
             "scales": list(recipe.seeds.scales),
             "flip": recipe.seeds.flip,
-            "head": recipe.seeds.head or model.model.heads[0],
+            "head": recipe.seeds.head or heads[0],
             "f1": classification_f1(images, stage.folder / "scores"),
         }
     return stage

@@ -8,20 +8,20 @@ from typing import Any
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, read_weights, save
+from weakseg.export.model import find_model, initialise, read_weights
 from weakseg.methods import Trainable
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.masks import masks_inputs
 from weakseg.stages.train import (
     augment_for,
-    details,
     launched,
     origin,
     placement,
-    predictor_of,
     run_training,
+    save_model,
     saved_spec,
     without_pace,
 )
@@ -34,12 +34,11 @@ __all__ = ["segment"]
 def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Trains DeepLabV3+ on the masks of the training images and writes its model folder."""
     images = collection.split(*recipe.data.train)
-    masked = run.record("masks")
     stage = run.stage(
         "segment",
         {
             "seed": recipe.seed,
-            "masks": masked.fingerprint if masked else None,
+            "masks": masks_inputs(run),
             "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
             "segmenter": recipe.segmenter.model_dump(mode="json", exclude={"train", "backbone"}),
             "train": without_pace(recipe.segmenter.train),
@@ -84,14 +83,10 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         placement(recipe),
         derive_seed(recipe.seed, "segment") % 2**31,
         "segment",
+        "segmenter.train",
     )
     network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
-    save(
-        folder / "model",
-        predictor_of(result, images, recipe.predict),
-        network,
-        details(recipe, result, images) | {"network": "DeepLabV3+"},
-    )
+    save_model(folder, recipe, result, images, network, decoder="DeepLabV3+")
     return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
@@ -23,8 +25,8 @@ from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
-from weakseg.recipe import InferenceConfig, Recipe, load_recipe
-from weakseg.runfolder import RunFolder, Stage
+from weakseg.recipe import Recipe, load_recipe
+from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages.check import collect
 from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
@@ -35,6 +37,7 @@ __all__ = [
     "origin",
     "placement",
     "run_training",
+    "save_model",
     "saved_spec",
     "train",
     "without_pace",
@@ -105,18 +108,22 @@ def run_training(
 def launched(
     stage_name: str, work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]]
 ) -> None:
-    """Body of a launched training process: every rank runs it, the first one reports."""
+    """Body of a launched training process: every rank runs it, the first one writes and reports."""
     run = RunFolder(sys.argv[1])
     recipe = load_recipe(run.recipe_file)
     folder = run.stage_folder(stage_name)
     try:
         results = work(run, recipe, collect(recipe.data))
-    except UserError as error:
+    except Exception as raised:
+        error = mendable(raised, folder)
+        if error is None:
+            raise
         write_json(
             folder / "failure.json", {"what": error.what, "where": error.where, "mend": error.mend}
         )
         raise SystemExit(2) from None
-    write_json(folder / "results.json", results)
+    if _is_first():
+        write_json(folder / "results.json", results)
 
 
 def placement(recipe: Recipe) -> Placement:
@@ -163,21 +170,26 @@ def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
         "method": dict(recipe.method),
         "backbone": saved_spec(recipe.backbone, result.model),
     }
-    save(
-        folder / "model",
-        predictor_of(result, images, recipe.predict),
-        network,
-        details(recipe, result, images),
-    )
+    save_model(folder, recipe, result, images, network)
     return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
 
 
-def predictor_of(
-    result: TrainingResult, images: Collection, inference: InferenceConfig
-) -> Predictor:
-    """The trained model as a predictor."""
-    backbone = result.model.backbone
-    return Predictor(
+def save_model(
+    folder: Path,
+    recipe: Recipe,
+    result: TrainingResult,
+    images: Collection,
+    network: dict[str, Any],
+    decoder: str | None = None,
+) -> None:
+    """Writes the model folder of a training stage, from the first process alone.
+
+    Statistics of a trained BatchNorm differ between processes: the first one's count.
+    """
+    if not _is_first():
+        return
+    backbone, inference = result.model.backbone, recipe.predict
+    predictor = Predictor(
         result.model,
         images.classes,
         Normalise(tuple(backbone.mean), tuple(backbone.std)),
@@ -185,19 +197,23 @@ def predictor_of(
         flip=inference.flip,
         max_side=inference.max_side,
     )
-
-
-def details(recipe: Recipe, result: TrainingResult, images: Collection) -> dict[str, Any]:
-    """What the card of a model folder says."""
-    return {
+    details = {
         "data": images.name,
         "images": len(images),
         "tags from": images.tag_source,
         "method": recipe.method["name"],
-        "backbone": recipe.backbone.name,
+        "backbone": backbone.spec.name,
         "steps": result.steps,
         "seed": recipe.seed,
     }
+    if decoder is not None:
+        details["network"] = decoder
+    save(folder / "model", predictor, network, details)
+
+
+def _is_first() -> bool:
+    """True in a single process, and in the first of those that train together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _start_from(model: Trainable, config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from weakseg.console import Bar
+from weakseg.console import Bar, console
 from weakseg.data.loading import StepBatches, TrainingImages, loader_processes, training_loader
 from weakseg.errors import UserError
 from weakseg.methods.base import Trainable
@@ -62,11 +62,13 @@ def fit(
     placement: Placement,
     seed: int,
     title: str = "train",
+    section: str = "train",
 ) -> TrainingResult:
     """Trains, with checkpoints in ``folder``; a second call goes on from the last one.
 
-    The result does not depend on how often it was interrupted: on the same machine and number of
-    threads it is bit-equal.
+    The result does not depend on how often it was interrupted: on the same CPU and number of
+    threads it is bit-equal. (On a GPU it sees the same batches and random numbers, but some of
+    CUDA's kernels add in an order of their own.)
 
     Args:
         folder: Gets ``last.ckpt`` and ``logs/``.
@@ -76,6 +78,7 @@ def fit(
         placement: Devices.
         seed: Seed of weights, order, views and dropout.
         title: Of the progress bar.
+        section: Section of the recipe that ``config`` is, for errors.
 
     Raises:
         UserError: A loss that is not finite, a term that was never active, an unreadable image.
@@ -88,11 +91,11 @@ def fit(
     if config.batch % (world * config.accumulate):
         raise UserError(
             f"a batch of {config.batch} cannot be shared by {world} devices in {config.accumulate} parts each",
-            where="train.batch",
+            where=f"{section}.batch",
             mend=f"make it a multiple of {world * config.accumulate}",
         )
     steps = config.total_steps(len(data))
-    module = TrainingModule(model, config, steps, seed)
+    module = TrainingModule(model, config, steps, seed, section)
     checkpoint = folder / _CHECKPOINT
     if checkpoint.exists():
         module.resume(_read_checkpoint(checkpoint))
@@ -134,6 +137,8 @@ def _train(
         num_sanity_val_steps=0,
     )
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "gpu"
+    if accelerator == "cpu" and config.precision == "16-mixed":
+        console.print("  16-mixed needs a GPU: bf16-mixed is used instead")
     workers = loader_processes(placement.workers, accelerator)
     with _stoppable():
         trainer.fit(module, _StepLoader(data, module, workers, seed, world))

@@ -36,15 +36,24 @@ class TrainingModule(L.LightningModule):
         config: Schedule and optimiser.
         total_steps: Steps of the whole schedule.
         seed: Seed of what is random inside a step, such as dropout.
+        section: Section of the recipe that ``config`` is, for errors.
     """
 
-    def __init__(self, model: Trainable, config: TrainConfig, total_steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: Trainable,
+        config: TrainConfig,
+        total_steps: int,
+        seed: int,
+        section: str = "train",
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model.to(memory_format=torch.channels_last)  # faster on CPU and GPU
         self.train_config = config
         self.total_steps = total_steps
         self.seed = seed
+        self.section = section
         self.steps_done = 0
         self.active_steps: dict[str, int] = {}
         self.latest: dict[str, float] = {}
@@ -71,6 +80,8 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """All phases on one batch."""
+        if isinstance(batch, UserError):  # from a loader process
+            raise batch
         torch.manual_seed(derive_seed(self.seed, "step", self.steps_done, self.global_rank))
         batch.images = batch.images.contiguous(memory_format=torch.channels_last)
         progress = self.progress
@@ -134,8 +145,9 @@ class TrainingModule(L.LightningModule):
         if silent:
             raise UserError(
                 f"the loss terms {silent} were never active in {self.total_steps} steps",
-                where="train",
-                mend="train longer (train.steps or train.epochs), or switch the term off in the method",
+                where=self.section,
+                mend=f"train longer ({self.section}.steps or {self.section}.epochs), or switch the "
+                "term off in the method",
             )
 
     def _run_phase(self, phase: Phase, optimiser: Any, batch: Any, progress: float) -> None:
@@ -166,9 +178,10 @@ class TrainingModule(L.LightningModule):
             if not math.isfinite(value):
                 raise UserError(
                     f"the loss became {value} at step {self.steps_done} in the term {name!r}",
-                    where="train",
-                    mend="the last good checkpoint is kept; lower train.lr (a tenth is a good "
-                    "start), set train.clip: 1, or use train.precision: 32-true",
+                    where=self.section,
+                    mend=f"the last good checkpoint is kept; lower {self.section}.lr (a tenth is a "
+                    f"good start), set {self.section}.clip: 1, or use {self.section}.precision: "
+                    "32-true",
                 )
             self.active_steps[name] = self.active_steps.get(name, 0) + 1
         self.latest |= values
