@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,16 @@ def test_half_cleared_work_does_not_pass_for_done(run: RunFolder, monkeypatch):
         again = run.stage("masks", {"a": value})
         assert not again.finished
         assert not again.resumes
+
+
+def test_a_second_process_is_kept_out_and_a_dead_one_is_not(run: RunFolder):
+    run.path.mkdir()
+    lock = run.path / ".lock"
+    parent = os.getppid()
+    lock.write_text(f"{socket.gethostname()} {parent}\n")
+    with pytest.raises(UserError, match=f"process {parent} is working"), run.locked():
+        pass
+    lock.write_text(f"{socket.gethostname()} {2**22 + 1}\n")
+    with run.locked():
+        assert str(os.getpid()) in lock.read_text()
+    assert not lock.exists()

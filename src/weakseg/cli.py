@@ -119,6 +119,7 @@ def check(
     else:
         for note in collection.notes:
             console.print(f"[dim]{escape(note)}[/dim]")
+        console.print(report.class_table())
         console.print(report.table() if report.problems else "no problems found")
     if report.errors:
         raise SystemExit(2)

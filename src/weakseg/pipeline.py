@@ -22,7 +22,7 @@ from weakseg.export.model import load
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
 from weakseg.methods import resolve
-from weakseg.recipe import Recipe
+from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
 from weakseg.runfolder import RunFolder, Stage, mendable
@@ -87,6 +87,12 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     run = RunFolder(folder)
     collection = collect(recipe.data)
     write_recipe(run, recipe)
+    with run.locked():
+        _run_stages(run, recipe, collection, until)
+    return Run(run.path, recipe, collection)
+
+
+def _run_stages(run: RunFolder, recipe: Recipe, collection: Collection, until: str | None) -> None:
     for note in collection.notes:
         console.print(f"  [dim]{escape(note)}[/dim]")
     try:
@@ -98,7 +104,6 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
             write_report(run, collection, recipe)
         raise
     write_report(run, collection, recipe)
-    return Run(run.path, recipe, collection)
 
 
 def stages_of(
@@ -125,12 +130,29 @@ def stages_of(
     return stages[: names.index(until) + 1]
 
 
+def _refuse_other_data(run: RunFolder, recipe: Recipe) -> None:
+    """A run on other images would clear hours of training: that is never meant."""
+    if not run.recipe_file.exists():
+        return
+    try:
+        kept = load_recipe(run.recipe_file).data
+    except UserError:  # of another version: its stages decide for themselves
+        return
+    if (kept.source, kept.root) != (recipe.data.source, recipe.data.root):
+        raise UserError(
+            f"the folder holds a run on other data ({kept.root or kept.source})",
+            where=run.path,
+            mend="give another folder with --out, or delete this one first",
+        )
+
+
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
     """Keeps the resolved recipe in the run folder.
 
     Raises:
         UserError: The folder cannot be written to, or holds something else than a run.
     """
+    _refuse_other_data(run, recipe)
     if run.path.is_dir() and any(run.path.iterdir()) and not run.recipe_file.exists():
         raise UserError(
             "the folder is not empty and holds no run",

@@ -71,7 +71,7 @@ class InferenceConfig(Frozen):
     )
     flip: bool = Field(False, description="add the mirrored image")
     max_side: PositiveInt | None = Field(
-        None, description="reduce larger images to this longer side first"
+        1024, description="reduce larger images to this longer side first; null = never"
     )
     batch: PositiveInt = Field(
         8, description="largest number of images of one size in a forward pass"

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -207,6 +208,27 @@ class RunFolder:
         """The report."""
         return self.path / "report.html"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out of the folder.
+
+        Raises:
+            UserError: Another living process works on this run.
+        """
+        lock = self.path / ".lock"
+        owner = _read_lock(lock)
+        if owner is not None and owner != os.getpid() and _alive(owner):
+            raise UserError(
+                f"process {owner} is working on this run",
+                where=self.path,
+                mend=f"wait for it, or start another run with --out; if it is not so, delete {lock}",
+            )
+        lock.write_text(f"{socket.gethostname()} {os.getpid()}\n", encoding="utf-8")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
     def stage_folder(self, name: str) -> Path:
         """Folder of a stage, whether or not it exists."""
         return self.path / f"{STAGES.index(name) + 1}-{name}"
@@ -234,6 +256,26 @@ class RunFolder:
                 mend=f"run `weakseg {name} {self.path}` or `weakseg run` first",
             )
         return self.stage_folder(name)
+
+
+def _read_lock(lock: Path) -> int | None:
+    """The process that holds the lock, where it ran on this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        host, pid = lock.read_text(encoding="utf-8").split()
+        return int(pid) if host == socket.gethostname() else None
+    return None
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return False  # there, signal 0 would end the process; such a lock is taken over
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def read_record(folder: Path) -> StageRecord | None:

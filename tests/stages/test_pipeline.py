@@ -278,3 +278,30 @@ def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp
     run_recipe(recipe, tmp_path / "clean")
     pattern = "3-seeds/scores/**/*"
     assert contents(tmp_path / "run", pattern) == contents(tmp_path / "clean", pattern)
+
+
+def test_a_run_on_other_data_is_not_cleared(finished, tmp_path):
+    other = finished.recipe.data.model_copy(update={"root": tmp_path / "other"})
+    before = contents(finished.folder, "2-train/model/*")
+    with pytest.raises(UserError, match="other data"):
+        run_recipe(finished.recipe.model_copy(update={"data": other}), finished.folder)
+    assert contents(finished.folder, "2-train/model/*") == before
+
+
+def test_large_images_go_alone_and_small_ones_together(tmp_path):
+    from weakseg.data.samples import Sample
+    from weakseg.recipe import InferenceConfig
+    from weakseg.stages.batches import groups_of_one_size
+
+    samples = []
+    for i in range(6):
+        size = (3000, 2000) if i % 2 else (300, 200)
+        Image.new("RGB", size).save(tmp_path / f"{i}.png")
+        samples.append(Sample(f"{i}", tmp_path / f"{i}.png", None))
+
+    def lengths(config, full=False):
+        return sorted(len(g) for g in groups_of_one_size(samples, config, full=full))
+
+    assert lengths(InferenceConfig(max_side=None)) == [1, 1, 1, 3]
+    assert lengths(InferenceConfig(max_side=300)) == [3, 3]
+    assert lengths(InferenceConfig(max_side=300), full=True) == [1, 1, 1, 3]

@@ -63,9 +63,10 @@ def test_killed_three_times_the_result_is_bit_equal(tiny: Recipe, tmp_path: Path
 
 
 def _kill_when(recipe: Path, run: Path, moment) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, str(recipe), str(run)], stderr=subprocess.DEVNULL
-    ) as process:
+    # Bit-equal means: with the same number of threads, and tests run on one.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SLOWLY, str(recipe), str(run)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
         deadline = time.monotonic() + 120
         while not moment():
             assert process.poll() is None, "the process ended before it could be killed"

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from weakseg.data.images import DECODE_ERRORS, orientation, oriented_size, read_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import UNTAGGED_MEND, count
+from weakseg.data.sources import UNTAGGED_MEND
 from weakseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,14 +162,6 @@ class CheckReport:
     def warnings(self) -> tuple[Problem, ...]:
         """Problems that may be intended."""
         return tuple(p for p in self.problems if p.severity == "warning")
-
-    def raise_errors(self) -> None:
-        """Raises one UserError that names all errors, if there are any."""
-        if self.errors:
-            lines = [f"{count(len(self.errors), 'error')} in the data:"]
-            lines += [f"    {p.message}: {_shown(p.items)}" for p in self.errors]
-            mends = dict.fromkeys(p.mend for p in self.errors)
-            raise UserError("\n".join(lines), where=self.name, mend="; ".join(mends))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

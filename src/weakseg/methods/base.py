@@ -141,12 +141,10 @@ class Method(Trainable):
 
     Attributes:
         card: What the method is.
-        single_stage: True where the trained network is its own segmenter.
     """
 
     card: ClassVar[Card]
     heads: ClassVar[tuple[str, ...]] = ("cam",)
-    single_stage: ClassVar[bool] = False
 
     class Config(Frozen):
         """Settings of the method."""

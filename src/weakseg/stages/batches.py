@@ -17,6 +17,7 @@ from torch import Tensor
 from weakseg.data.images import image_size, read_image
 from weakseg.data.samples import Sample
 from weakseg.errors import UserError
+from weakseg.recipe import InferenceConfig
 
 __all__ = ["ahead", "groups_of_one_size", "pick_device", "read_group"]
 
@@ -24,18 +25,33 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def groups_of_one_size(samples: Iterable[Sample], batch: int) -> list[list[Sample]]:
-    """Samples in groups of at most ``batch`` whose images have one size."""
+_GROUP_PIXELS = 4_000_000  # of a group at its largest scale: keeps a photo of 12 megapixels alone
+
+
+def groups_of_one_size(
+    samples: Iterable[Sample], config: InferenceConfig, *, full: bool = False
+) -> list[list[Sample]]:
+    """Samples in groups whose images have one size.
+
+    A group holds at most ``config.batch`` images, and fewer large ones, so that memory is bounded
+    by what a single image needs. ``full`` says that maps are made at the images' own sizes.
+    """
     samples = list(samples)
     with ThreadPoolExecutor() as pool:
         sizes = list(pool.map(lambda s: image_size(s.image), samples))
     groups: dict[tuple[int, int], list[list[Sample]]] = {}
     for sample, size in zip(samples, sizes, strict=True):
         same = groups.setdefault(size, [])
-        if not same or len(same[-1]) == batch:
+        if not same or len(same[-1]) >= _most(size, config, full):
             same.append([])
         same[-1].append(sample)
     return [group for same in groups.values() for group in same]
+
+
+def _most(size: tuple[int, int], config: InferenceConfig, full: bool) -> int:
+    shrink = min(1.0, (config.max_side or max(size)) / max(size))
+    scale = max(shrink * max(config.scales), 1.0 if full else 0.0)
+    return max(1, min(config.batch, int(_GROUP_PIXELS / (size[0] * size[1] * scale**2))))
 
 
 def read_group(group: Sequence[Sample], max_side: int | None) -> Tensor:

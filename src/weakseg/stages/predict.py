@@ -60,7 +60,7 @@ def predict_images(
         config.flip,
         config.max_side,
     )
-    groups = groups_of_one_size(samples, config.batch)
+    groups = groups_of_one_size(samples, config, full=True)
     todo = [g for g in groups if not (resume and all((folder / f"{s.id}.png").exists() for s in g))]
 
     def write(group: list[Sample], found: np.ndarray) -> None:

@@ -196,6 +196,8 @@ class _Keep(Callback):
         done = pl_module.steps_done
         if done % self.every == 0 or done == pl_module.total_steps:
             temporary = self.path.with_name(f".{self.path.name}.part")
+            if not all(bool(p.isfinite().all()) for p in pl_module.model.parameters()):
+                return  # the next loss will say so; the last good checkpoint stays
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
                 os.replace(temporary, self.path)

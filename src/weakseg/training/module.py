@@ -179,7 +179,7 @@ class TrainingModule(L.LightningModule):
                 raise UserError(
                     f"the loss became {value} at step {self.steps_done} in the term {name!r}",
                     where=self.section,
-                    mend=f"the last good checkpoint is kept; lower {self.section}.lr (a tenth is a "
+                    mend=f"the last good checkpoint stays until you change something; lower {self.section}.lr (a tenth is a "
                     f"good start), set {self.section}.clip: 1, or use {self.section}.precision: "
                     "32-true",
                 )
