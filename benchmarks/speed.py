@@ -169,7 +169,7 @@ class _Clock(Callback):
 
 def seeds(images: Collection) -> Measured:
     """Our seed stage against one image, one scale, one flip at a time."""
-    images = Collection(images.name, images.classes, images.samples[:32], images.tag_source)
+    images = Collection(images.name, images.classes, images.samples[:96], images.tag_source)
     spec = BackboneSpec(name="resnet18", pretrained=False, norm="frozen")
     model = build({"name": "cam"}, backbone_factory(spec), len(images.classes)).eval()
     predictor = Predictor(
@@ -189,7 +189,7 @@ def seeds(images: Collection) -> Measured:
     ours(), plain()
     a, b, peak = compare(ours, plain)
     return Measured(
-        "32 images, scales 1 .5 + flip, side 256, resnet18; plain loop / ours", a, b, b / a, peak
+        "96 images, scales 1 .5 + flip, side 256, resnet18; plain loop / ours", a, b, b / a, peak
     )
 
 

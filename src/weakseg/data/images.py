@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -89,7 +90,8 @@ def decode(image: Image.Image, *, max_side: int | None = None) -> np.ndarray:
         image.draft(None, (2 * target[0], 2 * target[1]))
     rgb = _to_rgb(image)
     if rgb.size != target:
-        rgb = rgb.resize(target, Image.Resampling.BICUBIC)
+        pixels = cv2.resize(np.asarray(rgb), target, interpolation=cv2.INTER_AREA)
+        rgb = Image.fromarray(pixels)
     return np.array(rgb.transpose(turn) if turn is not None else rgb)
 
 

@@ -153,7 +153,8 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
         index, turn = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "view", turn, index))
+            # The CPU's generator alone: torch.manual_seed also records a traceback for CUDA.
+            torch.default_generator.manual_seed(derive_seed(self.seed, "view", turn, index))
             low, high = self.augment.resize
             share = low + (high - low) * torch.rand(()).item()
             side = max(1, round(share * self.augment.crop))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,8 @@ def predict_images(
 
     ``resume`` keeps those that are there: only where they are known to be this model's.
     """
-    predictor.scales, predictor.flip, predictor.max_side = (
-        config.scales,
-        config.flip,
-        config.max_side,
+    predictor = replace(
+        predictor.fast(), scales=config.scales, flip=config.flip, max_side=config.max_side
     )
     groups = groups_of_one_size(samples, config, full=True)
     todo = [g for g in groups if not (resume and all((folder / f"{s.id}.png").exists() for s in g))]

@@ -61,6 +61,7 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 
 def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, folder: Path) -> None:
     """Writes the score files that are not there yet, a group of one size at a time."""
+    predictor = predictor.fast()
     groups = groups_of_one_size(images, config)
     todo = [g for g in groups if not all(scores_path(folder, s.id).exists() for s in g)]
     tags = dict(zip((s.id for s in images), images.tag_matrix(), strict=True))
