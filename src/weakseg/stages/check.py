@@ -62,7 +62,7 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             console.print(report.table())
         if report.errors:
             raise UserError(
-                f"the data has {len(report.errors)} kinds of errors (table above)",
+                "the data has errors (table above)",
                 where=collection.name,
                 mend="mend them and run the same command again; `weakseg check` shows them alone",
             )
