@@ -2,7 +2,9 @@
 
 import io
 import pickle
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,25 @@ def test_full_size_is_bilinear():
     assert full.scores.shape == (1, 2, 8)
     assert full.stride == 1
     assert full.full_size() is full
+
+
+def test_headers_are_read_by_one_thread_at_a_time(tmp_path: Path, monkeypatch):
+    """numpy parses headers with ast.literal_eval, which older CPythons do not run safely in two."""
+    inside, most, read = 0, 0, np.lib.format.read_array
+
+    def counted(*args, **kwargs):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.001)  # lets other threads in, if anything does
+        try:
+            return read(*args, **kwargs)
+        finally:
+            inside -= 1
+
+    path = tmp_path / "a.npz"
+    write_scores(path, ScoreFile(np.array([1]), np.ones((1, 2, 2), np.float32), 1, (2, 2)))
+    monkeypatch.setattr(np.lib.format, "read_array", counted)
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_scores, [path] * 16))) == 16
+    assert most == 1

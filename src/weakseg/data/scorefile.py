@@ -7,6 +7,9 @@ and, where the network classifies, ``probabilities`` float16 (K,) at image level
 
 from __future__ import annotations
 
+import io
+import threading
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +21,10 @@ from weakseg.errors import UserError
 from weakseg.files import atomic_path
 
 __all__ = ["ScoreFile", "read_scores", "write_scores"]
+
+# numpy reads array headers with ast.literal_eval, which CPython before 3.11.9 and 3.12.3 does not
+# run safely in two threads at once (python/cpython#106905); score files are read by many.
+_HEADERS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -94,20 +101,33 @@ def read_scores(path: Path) -> ScoreFile:
         UserError: The file is missing, damaged, or not a score file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            scores = file["scores"]
-            scale = np.float32(1 / 255) if scores.dtype == np.uint8 else np.float32(1)
-            height, width = (int(side) for side in file["size"])
-            return ScoreFile(
-                file["classes"],
-                scores.astype(np.float32) * scale,
-                int(file["stride"]),
-                (height, width),
-                file["probabilities"].astype(np.float32) if "probabilities" in file else None,
-            )
+        file = _read_arrays(path)
+        scores = file["scores"]
+        scale = np.float32(1 / 255) if scores.dtype == np.uint8 else np.float32(1)
+        height, width = (int(side) for side in file["size"])
+        return ScoreFile(
+            file["classes"],
+            scores.astype(np.float32) * scale,
+            int(file["stride"]),
+            (height, width),
+            file["probabilities"].astype(np.float32) if "probabilities" in file else None,
+        )
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on a damaged file
         raise UserError(
             f"is not a readable score file ({error})",
             where=path,
             mend="delete it and run `weakseg seeds` again",
         ) from None
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, as ``np.load`` gives them, safe in any number of threads."""
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    with _HEADERS:
+        return {
+            name.removesuffix(".npy"): np.lib.format.read_array(
+                io.BytesIO(data), allow_pickle=False
+            )
+            for name, data in members.items()
+        }
