@@ -1,11 +1,14 @@
 """Quality on the VOC subset: one row for each stage and list, appended to results/quality.csv.
 
     uv run python benchmarks/quality.py --method cam --seeds 0 1 2 --out runs/quality
+    uv run python benchmarks/quality.py --refine pamr scg scg,pamr affinity affinity,crf
 
 The ``cpu`` budget is that of docs/architecture.md: resnet18, crop 192, batch 16; a CAM warm-up of
 10,000 image steps, made once per seed and shared by all methods, then 6,000 image steps of the
 method; seeds at scales {1, 0.5} + flip on images of at most 256 px; a segmenter of 6,000 image
-steps. Interrupted runs go on. Masks of the subset are opened by the evaluation alone.
+steps. With --refine, chains of steps are run on the seeds of such a run instead, and masks are
+made of their scores, without a segmenter. Interrupted runs go on. Masks of the subset are opened by
+the evaluation alone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +70,9 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "train": {"steps": 375, "crop": 192, "batch": 16},
         "seeds": {"scales": [1, 0.5], "flip": True, "max_side": 256},
         "segmenter": {"train": {"steps": 375, "crop": 192, "batch": 16, "resize": [0.75, 1.75]}},
+        "steps": {
+            "affinity": {"train": {"steps": 240, "crop": 192, "batch": 16}},
+        },
         "predict": {"max_side": 256},
         "lists": ("report_320", "val_160"),
     },
@@ -74,6 +82,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "train": {"steps": 800, "crop": 512, "batch": 16},
         "seeds": {"scales": [1, 0.5, 1.5, 2], "flip": True},
         "segmenter": {"train": {"steps": 4000, "crop": 512, "batch": 16}},
+        "steps": {"affinity": {"train": {"epochs": 3, "crop": 512, "batch": 32}}},
         "predict": {},
         "lists": ("report_320", "val_160"),
     },
@@ -90,8 +99,30 @@ def main() -> None:
         warm = args.out / f"{args.budget}-warmup-{seed}"
         run_recipe(_recipe(args, seed, None), warm, until="train")
         recipe = _recipe(args, seed, warm)
-        run_recipe(recipe, folder)
-        _append(_rows(args, recipe, RunFolder(folder), seed))
+        if not args.refine:
+            run_recipe(recipe, folder)
+            _append(_rows(args, recipe, RunFolder(folder), seed))
+            continue
+        run_recipe(recipe, folder, until="seeds")
+        for chain in args.refine:
+            branch = _branch(folder)
+            recipe = _recipe(args, seed, warm, tuple(chain.split(",")))
+            run_recipe(recipe, branch)
+            _append(_rows(args, recipe, RunFolder(branch), seed))
+
+
+def _branch(folder: Path) -> Path:
+    """A run that shares the classifier and its seeds with another, and refines them."""
+    branch = folder.with_name(f"{folder.name}-refine")
+    for part in ("recipe.yaml", "1-check", "2-train", "3-seeds"):
+        if not (branch / part).exists():
+            branch.mkdir(exist_ok=True)
+            source = folder / part
+            if source.is_file():
+                shutil.copy(source, branch / part)
+            else:
+                shutil.copytree(source, branch / part, copy_function=os.link)
+    return branch
 
 
 def _arguments() -> argparse.Namespace:
@@ -100,6 +131,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--method", default="cam")
     parser.add_argument("--variant", default="", help="name of the settings given with --set")
+    parser.add_argument("--refine", nargs="+", default=[], help="chains such as scg,pamr")
+    parser.add_argument("--lists", nargs="+", default=None, help="default: those of the budget")
     parser.add_argument("--budget", choices=BUDGETS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--voc", type=Path, default=HERE / "../../shared/data/voc2012-subset")
@@ -109,7 +142,9 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _recipe(args: argparse.Namespace, seed: int, warm: Path | None) -> Recipe:
+def _recipe(
+    args: argparse.Namespace, seed: int, warm: Path | None, steps: tuple[str, ...] = ()
+) -> Recipe:
     budget, voc = BUDGETS[args.budget], args.voc.resolve()
     lists = voc / "ImageSets" / "Segmentation"
     train = dict(budget["train"])
@@ -131,9 +166,10 @@ def _recipe(args: argparse.Namespace, seed: int, warm: Path | None) -> Recipe:
         },
         "train": train,
         "seeds": budget["seeds"],
-        "segmenter": budget["segmenter"],
+        "refine": [{step: budget["steps"].get(step)} for step in steps],
+        "segmenter": budget["segmenter"] | {"enabled": not steps},
         "predict": budget["predict"],
-        "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in budget["lists"]}},
+        "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in _lists(args)}},
     }
     return load_recipe(values, sets=args.sets if warm is not None else ())
 
@@ -157,13 +193,18 @@ def _rows(
         "command": "benchmarks/quality.py " + _portable(args),
     }
     last = {"seed": "seeds", "mask": "masks", "segmenter": "predict"}
+    common["variant"] = args.variant or "+".join(recipe.steps)
     rows = []
     for row in found:
-        if row["split"] not in BUDGETS[args.budget]["lists"]:
+        if row["split"] not in _lists(args):
             continue
+        if recipe.steps and row["stage"] not in ("mask", "refined: " + " + ".join(recipe.steps)):
+            continue  # the scores before have rows of their own chain
         training = recipe.segmenter.train if row["stage"] == "segmenter" else recipe.train
         scales = " ".join(f"{s:g}" for s in row["scales"]) + (" flip" if row["flip"] else "")
-        seconds = sum(r.seconds for r in map(run.record, _until(last[row["stage"]])) if r)
+        seconds = sum(
+            r.seconds for r in map(run.record, _until(last.get(row["stage"], "refine"))) if r
+        )
         rows.append(
             common
             | {k: row[k] for k in ("stage", "head", "crf", "tags", "images", "rule")}
@@ -181,6 +222,10 @@ def _rows(
     return rows
 
 
+def _lists(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(args.lists or BUDGETS[args.budget]["lists"])
+
+
 def _until(stage: str) -> tuple[str, ...]:
     return STAGES[1 : STAGES.index(stage) + 1]
 
@@ -189,6 +234,8 @@ def _portable(args: argparse.Namespace) -> str:
     parts = [
         f"--method {args.method} --budget {args.budget} --seeds {' '.join(map(str, args.seeds))}"
     ]
+    parts += [f"--refine {' '.join(args.refine)}"] if args.refine else []
+    parts += [f"--lists {' '.join(args.lists)}"] if args.lists else []
     parts += [f"--variant {args.variant}"] if args.variant else []
     return " ".join(parts + [f"--set {s}" for s in args.sets])
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +39,8 @@ from weakseg.methods import build
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import confusion_matrix, metrics
+from weakseg.ops.dense_crf import dense_crf
+from weakseg.ops.pamr import pamr
 from weakseg.recipe import DataConfig, SeedsConfig
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import sweep
@@ -245,7 +250,156 @@ def threshold_sweep(images: Collection) -> Measured:
     return Measured("60 thresholds on 200 images; ours / one evaluation", a, b, a / b, peak)
 
 
-BENCHMARKS = {"train-step": train_step, "seeds": seeds, "sweep": threshold_sweep}
+def dense_crf_per_core(images: Collection) -> Measured:
+    """Our dense CRF against pydensecrf, one thread each, lattices included."""
+    interpreter = os.environ.get("PYDENSECRF_PYTHON")
+    if interpreter is None:
+        raise AbsentError(
+            "set PYDENSECRF_PYTHON to the Python of an environment of its own, made by: "
+            "python -m venv crf && crf/bin/pip install numpy cython pydensecrf2"
+        )
+    image, probabilities = _crf_inputs()
+    with tempfile.TemporaryDirectory() as folder, _one_thread():
+        file = Path(folder) / "inputs.npz"
+        np.savez(
+            file, image=image[0].permute(1, 2, 0).numpy(), probabilities=probabilities[0].numpy()
+        )
+        with subprocess.Popen(
+            [interpreter, "-c", _PYDENSECRF, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+
+            def theirs() -> float:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                return float(process.stdout.readline())
+
+            dense_crf(image, probabilities), theirs()
+            a, b, peak = compare(lambda: timed(lambda: dense_crf(image, probabilities)), theirs)
+            process.stdin.close()
+    work = "375 x 500, 3 labels, 10 iterations, one thread; pydensecrf / ours"
+    return Measured(work, a, b, b / a, peak)
+
+
+def dense_crf_threads(images: Collection) -> Measured:
+    """The same image in all threads against one."""
+    image, probabilities = _crf_inputs()
+
+    def ours() -> float:
+        return timed(lambda: dense_crf(image, probabilities))
+
+    def one() -> float:
+        with _one_thread():
+            return ours()
+
+    ours(), one()
+    a, b, peak = compare(ours, one)
+    work = f"375 x 500, 3 labels, 10 iterations; one thread / {torch.get_num_threads()} threads"
+    return Measured(work, a, b, b / a, peak)
+
+
+_PYDENSECRF = """
+import sys, time
+import numpy as np
+from pydensecrf.densecrf import DenseCRF2D
+inputs = np.load(sys.argv[1])
+image, probabilities = np.ascontiguousarray(inputs["image"]), inputs["probabilities"]
+classes, height, width = probabilities.shape
+for _ in sys.stdin:
+    start = time.perf_counter()
+    crf = DenseCRF2D(width, height, classes)
+    unary = -np.log(probabilities.clip(1e-5, 1)).reshape(classes, -1)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    np.array(crf.inference(10))
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def _crf_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    """An image of soft shapes with a little noise, and coarse probabilities of three labels."""
+    random = torch.Generator().manual_seed(0)
+    size = (375, 500)
+    coarse = torch.rand(1, 3, 8, 10, generator=random)
+    noise = 0.02 * torch.randn(1, 3, *size, generator=random)
+    image = F.interpolate(coarse, size, mode="bicubic") + noise
+    logits = 4 * torch.rand(1, 3, 24, 32, generator=random)
+    probabilities = F.interpolate(logits, size, mode="bilinear").softmax(1)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8), probabilities
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def pamr_gather(images: Collection) -> Measured:
+    """Our PAMR against the definition that gathers the 48 neighbours of every map."""
+    random = torch.Generator().manual_seed(0)
+    size = (320, 320)
+    coarse = torch.rand(1, 3, 8, 8, generator=random)
+    noise = 0.02 * torch.randn(1, 3, *size, generator=random)
+    image = (F.interpolate(coarse, size, mode="bicubic") + noise).clamp(0, 1)
+    logits = 4 * torch.rand(1, 21, 20, 20, generator=random)
+    maps = F.interpolate(logits, size, mode="bilinear").softmax(1)
+
+    def ours() -> float:
+        return timed(lambda: pamr(image, maps))
+
+    def plain() -> float:
+        return timed(lambda: _plain_pamr(image, maps))
+
+    torch.testing.assert_close(pamr(image, maps), _plain_pamr(image, maps), atol=1e-5, rtol=0)
+    a, b, peak = compare(ours, plain)
+    return Measured("320 x 320, 21 maps, 10 iterations; gathering / ours", a, b, b / a, peak)
+
+
+@torch.no_grad()
+def _plain_pamr(image: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    dilations = (1, 2, 4, 8, 12, 24)
+    reach, (height, width) = max(dilations), image.shape[-2:]
+
+    def neighbours(x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (reach,) * 4, mode="replicate")
+        shifted = [
+            padded[..., reach + y : reach + y + height, reach + x : reach + x + width]
+            for d in dilations
+            for y in (-d, 0, d)
+            for x in (-d, 0, d)
+            if (y, x) != (0, 0)
+        ]
+        return torch.stack(shifted, 2)
+
+    around, centre = neighbours(image), image[:, :, None]
+    samples = torch.cat([around, centre.expand(-1, -1, len(dilations), -1, -1)], 2)
+    scale = 1e-8 + 0.1 * samples.std(2, keepdim=True)
+    weights = (-(around - centre).abs() / scale).mean(1, keepdim=True).softmax(2)
+    for _ in range(10):
+        maps = (neighbours(maps) * weights).sum(2)
+    return maps
+
+
+class AbsentError(Exception):
+    """What a benchmark compares with is not installed; says how to get it."""
+
+
+BENCHMARKS = {
+    "train-step": train_step,
+    "seeds": seeds,
+    "sweep": threshold_sweep,
+    "dense-crf": dense_crf_per_core,
+    "dense-crf-threads": dense_crf_threads,
+    "pamr": pamr_gather,
+}
 
 
 def main() -> None:
@@ -265,7 +419,11 @@ def main() -> None:
         data = DataConfig(source="shapes")
     images = collect(data).split("train")
     for name in args.names:
-        found = BENCHMARKS[name](images)
+        try:
+            found = BENCHMARKS[name](images)
+        except AbsentError as absent:
+            print(f"{name}: left out; {absent}", file=sys.stderr)
+            continue
         _append(name, found)
         print(f"{name}: {found.ratio:.2f} ({found.work})", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from results/*.csv; nothing in that page is typed by hand.
+"""Writes docs/results.md, and the table in docs/refinement.md, from results/*.csv: not by hand.
 
 uv run python benchmarks/tables.py
 """
@@ -25,8 +25,61 @@ with ground truth; `label-free` that it was found from images and tags alone.
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the page and the table."""
     PAGE.write_text("\n".join([HEAD, *_quality(), *_speed()]) + "\n", encoding="utf-8")
+    _fill(PAGE.with_name("refinement.md"), "refinement", [*_refinement(), "", *_refined_shapes()])
+
+
+def _fill(page: Path, name: str, lines: list[str]) -> None:
+    """Puts lines between the marks of a page that is otherwise written by hand."""
+    text, begin, end = page.read_text("utf-8"), f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    page.write_text(before + "\n".join([begin, "", *lines, "", end]) + after, encoding="utf-8")
+
+
+def _refinement() -> list[str]:
+    """Score maps and masks of the VOC subset after each chain: one line for each chain."""
+    found: dict[str, dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in _read("quality.csv"):
+        if row["method"] != "cam" or row["list"] != "report_320":
+            continue
+        if row["stage"] == "seed" or row["stage"].startswith("refined: "):
+            kind = "oracle" if row["rule"] == "oracle" else "scores"
+            found[row["stage"]][kind][row["seed"]] = row
+        elif row["stage"] == "mask":
+            steps = row["variant"].replace("+", " + ")
+            found[f"refined: {steps}" if steps else "seed"]["mask"][row["seed"]] = row
+    lines = [
+        "VOC subset, 320 training images (`report_320`), CAM on ResNet-18 at 192 px, scales 1 and "
+        "0.5 with flip, tags given:",
+        "",
+        "| scores | mIoU, oracle | mIoU, label-free | FP | FN | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stage, kinds in found.items():
+        name = "CAM" if stage == "seed" else "+ " + stage.removeprefix("refined: ")
+        oracle, mask = kinds.get("oracle", {}), kinds.get("mask", {})
+        shared = [seed for seed in mask if seed in oracle]
+        cells = [_spread([oracle[s]["miou"] for s in shared])]
+        cells += [_spread([mask[s][key] for s in shared]) for key in ("miou", "fp", "fn")]
+        lines.append("| " + " | ".join([name, *cells, str(len(shared))]) + " |")
+    return lines
+
+
+def _refined_shapes() -> list[str]:
+    latest = {(row["chain"], row["seed"]): row for row in _read("refinement.csv")}
+    lines = [
+        "shapes-v1, the demo's 500 training images and CAM:",
+        "",
+        "| scores | mIoU, oracle | mIoU, label-free | FP | FN | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for chain in dict.fromkeys(chain for chain, _ in latest):
+        rows = [row for (name, _), row in latest.items() if name == chain]
+        cells = [_spread([r[key] for r in rows]) for key in ("oracle_miou", "miou", "fp", "fn")]
+        name = "CAM" if chain == "seed" else f"+ {chain}"
+        lines.append("| " + " | ".join([name, *cells, str(len(rows))]) + " |")
+    return lines
 
 
 def _quality() -> list[str]:

@@ -26,6 +26,7 @@ OTHER = {
     "backbone": {"name": "resnet18", "pretrained": False, "mean": [0.1, 0.2, 0.3]},
     "train": {"steps": 40, "lr": 1e-5, "clip": 1.0, "ema": 0.99, "init_from": "runs/a"},
     "seeds": {"scales": [1.0, 0.5], "dtype": "float16"},
+    "refine": ["pamr", {"crf": {"preset": "label"}}],
     "masks": {"rule": "power", "alpha": 4.0},
     "segmenter": {"backbone": {"name": "resnet50"}, "train": {"batch": 4}},
     "evaluate": {"lists": {"report": "lists/report.txt"}},
@@ -48,6 +49,28 @@ def test_yaml_round_trip(tmp_path: Path, values: dict, write):
     assert load_recipe(file) == recipe
     assert load_recipe(str(file)) == recipe
     assert write(load_recipe(file)) == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [
+        ("pamr", [{"name": "pamr"}]),
+        (["pamr", {"crf": None}], [{"name": "pamr"}, {"name": "crf"}]),
+        ([{"crf": {"iterations": 1}}], [{"name": "crf", "iterations": 1}]),
+        ([{"name": "crf", "iterations": 1}], [{"name": "crf", "iterations": 1}]),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_steps_of_refinement_may_be_written_shortly(written, steps):
+    recipe = load_recipe({"refine": written})
+    assert list(recipe.refine) == steps
+    assert recipe.steps == tuple(step["name"] for step in steps)
+
+
+@pytest.mark.parametrize("written", [[3], [{"pamr": 3}], [{"a": {}, "b": {}}], [{}]])
+def test_what_is_no_step_is_named(written):
+    assert "is no step" in mistakes({"refine": written})
 
 
 def test_given_values_arrive():

@@ -171,6 +171,12 @@ def seeds(folder: Path, /, *, sets: Sets = ()) -> None:
 
 
 @app.command
+def refine(folder: Path, /, *, sets: Sets = ()) -> None:
+    """Refine the score maps of a run, with what comes before (--set refine=[affinity,crf])."""
+    _until("refine", folder, sets)
+
+
+@app.command
 def masks(folder: Path, /, *, sets: Sets = ()) -> None:
     """Write the masks of a run, with what comes before them (--set masks.rule=constant ...)."""
     _until("masks", folder, sets)
@@ -238,14 +244,15 @@ def evaluate(folder: Path, /, *, sets: Sets = ()) -> None:
 def sweep(
     folder: Path, /, *, thresholds: Annotated[int, Parameter(validator=Number(gte=1))] = 60
 ) -> None:
-    """mIoU, FP and FN of a run's seeds at every threshold: oracle numbers, for a look only."""
+    """mIoU, FP and FN of a run's scores at every threshold: oracle numbers, for a look only."""
     from weakseg.ops import metrics
     from weakseg.stages.check import collect
     from weakseg.stages.evaluate import sweep as sweep_scores
 
     run = RunFolder(folder)
-    scores = run.require("seeds") / "scores"
     recipe = load_recipe(run.recipe_file)
+    run.require("refine" if recipe.steps else "seeds")
+    scores = run.scores_folder(recipe.steps)
     images = collect(recipe.data).split(*recipe.data.train)
     known = [s for s in images if s.mask is not None]
     if not known:
@@ -409,10 +416,11 @@ def _result(results: dict[str, Any]) -> str:
 
 def _distance(rows: list[dict[str, Any]]) -> str:
     """How far the threshold that saw no masks is from the one that did."""
-    oracle = next((r for r in rows if r["stage"] == "seed" and r["rule"] == "oracle"), None)
-    ours = next((r for r in rows if r["stage"] == "seed" and r["rule"] != "oracle"), None)
-    if oracle is None or ours is None:
+    scores = [r for r in rows if r["stage"] not in ("mask", "segmenter")]
+    ours = next((r for r in scores if r["rule"] != "oracle"), None)
+    if ours is None:  # the scores have a background map of their own
         return ""
+    oracle = next(r for r in scores if r["stage"] == ours["stage"] and r["rule"] == "oracle")
     gap = 100 * (oracle["miou"] - ours["miou"])
     return (
         f"The {ours['rule']} threshold {ours['threshold']:.2f} is {gap:.1f} mIoU below the best one "

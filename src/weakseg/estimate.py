@@ -69,6 +69,8 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
             what, seconds = _inference(
                 recipe.predict, len(collection), _segmenter(recipe, classes).to(device), device
             )
+        elif name == "refine":
+            what = f"{len(train)} images, {' + '.join(recipe.steps)}"
         elif name == "masks":
             what = f"{len(train)} masks, rule {recipe.masks.rule}"
         elif name == "evaluate":

@@ -26,7 +26,7 @@ from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
 from weakseg.runfolder import RunFolder, Stage, mendable
-from weakseg.stages import check, evaluate, masks, predict, seeds, segment, train
+from weakseg.stages import check, evaluate, masks, predict, refine, seeds, segment, train
 from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect
 
@@ -34,6 +34,7 @@ __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
 
 _WANTING = {
     "evaluate": "give ground-truth masks: --set data.masks=FOLDER",
+    "refine": "name its steps: --set refine=[pamr]",
     "segment": "switch the segmenter on: --set segmenter.enabled=true",
 }
 
@@ -83,6 +84,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
         UserError: Whatever the user can mend. What is done stays done.
     """
     resolve(recipe.method)  # the method's own settings are checked before any data is touched,
+    refine.resolve_steps(recipe.refine)  # of each refinement step as well,
     pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
     run = RunFolder(folder)
     collection = collect(recipe.data)
@@ -114,8 +116,10 @@ def stages_of(
         ("check", check.check),
         ("train", train.train),
         ("seeds", seeds.seeds),
-        ("masks", masks.masks),
     ]
+    if recipe.refine:
+        stages.append(("refine", refine.refine))
+    stages.append(("masks", masks.masks))
     if recipe.segmenter.enabled:
         stages += [("segment", segment.segment), ("predict", predict.predict)]
     if any(sample.mask is not None for sample in collection):

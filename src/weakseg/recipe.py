@@ -166,6 +166,9 @@ class Recipe(Frozen):
     backbone: BackboneSpec = Field(default_factory=BackboneSpec)
     train: TrainConfig = Field(default_factory=TrainConfig)
     seeds: SeedsConfig = Field(default_factory=SeedsConfig)
+    refine: tuple[dict[str, Any], ...] = Field(
+        (), description="steps that improve the scores in order, such as [pamr] or [affinity, crf]"
+    )
     masks: MasksConfig = Field(default_factory=MasksConfig)
     segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
     predict: InferenceConfig = Field(default_factory=InferenceConfig)
@@ -183,6 +186,19 @@ class Recipe(Frozen):
         if not isinstance(value.get("name"), str):
             raise ValueError("needs a `name`, such as {name: cam}; `weakseg methods` lists them")
         return value
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _step_names_alone(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        steps = value if isinstance(value, (list, tuple)) else [value]
+        return [_step(step) for step in steps]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of the steps of ``refine``."""
+        return tuple(step["name"] for step in self.refine)
 
     @property
     def segmenter_starts_from_classifier(self) -> bool:
@@ -315,6 +331,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+
+
+def _step(value: Any) -> dict[str, Any]:
+    """A step of ``refine`` as ``{name: pamr, iterations: 5}``; ``pamr`` and ``{pamr: {iterations: 5}}``
+    say the same."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping):
+        if isinstance(value.get("name"), str):
+            return dict(value)
+        if len(value) == 1:
+            (name, settings), *_ = value.items()
+            if isinstance(name, str) and isinstance(settings, Mapping | None):
+                return {"name": name, **(settings or {})}
+    raise ValueError(
+        f"{value!r} is no step: write a name such as pamr, or {{pamr: {{iterations: 5}}}}"
+    )
 
 
 def _sentence(config: type[Frozen]) -> str:

@@ -16,7 +16,7 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from itertools import count
@@ -28,7 +28,7 @@ from weakseg.files import write_json
 
 __all__ = ["STAGES", "RunFolder", "Stage", "StageRecord", "fingerprint", "mendable", "read_record"]
 
-STAGES = ("check", "train", "seeds", "masks", "segment", "predict", "evaluate")
+STAGES = ("check", "train", "seeds", "refine", "masks", "segment", "predict", "evaluate")
 """The stages in order; a stage's folder is its number and name, such as ``2-train``."""
 
 
@@ -63,7 +63,15 @@ class StageRecord:
 
 
 class Stage:
-    """One stage of one run: its folder and its record.
+    """One stage of one run, or one step of a stage: its folder and its record.
+
+    Args:
+        folder: Its folder.
+        name: Its name.
+        inputs: Everything that decides its result.
+        seed: Kept in the record.
+        of_parts: True for a stage made of steps with records of their own, which decide for
+            themselves what stays.
 
     Attributes:
         skipped: True where it was done before with the same inputs.
@@ -71,9 +79,18 @@ class Stage:
         results: What the stage adds to its record.
     """
 
-    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        inputs: Mapping[str, Any],
+        seed: int,
+        *,
+        of_parts: bool = False,
+    ) -> None:
         self.folder = folder
         self.name = name
+        self.of_parts = of_parts
         plain = json.loads(json.dumps(dict(inputs), default=str))
         self.record = StageRecord(name, "running", fingerprint(plain), plain, seed=seed)
         self.previous = read_record(folder)
@@ -141,7 +158,7 @@ class Stage:
 
         Where that is interrupted, no record may stay: what is left must not pass for anything.
         """
-        if self._same_inputs or not self.folder.exists():
+        if self._same_inputs or not self.folder.exists() or self.of_parts:
             return
         try:
             if self.previous is not None:
@@ -162,6 +179,8 @@ class Stage:
     def _refuse_to_lose_edits(self) -> None:
         """Masks corrected by hand are worth more than anything that could replace them."""
         if self._same_inputs or self.previous is None or self.previous.status != "done":
+            return
+        if self.of_parts:
             return
         finished = (self.folder / "stage.json").stat().st_mtime
         files = (
@@ -233,9 +252,23 @@ class RunFolder:
         """Folder of a stage, whether or not it exists."""
         return self.path / f"{STAGES.index(name) + 1}-{name}"
 
-    def stage(self, name: str, inputs: Mapping[str, Any], *, seed: int = 0) -> Stage:
+    def scores_folder(self, steps: Sequence[str] = (), index: int | None = None) -> Path:
+        """Folder of the score files after the last of these steps of refinement.
+
+        Args:
+            steps: Names of the recipe's steps; without any, the seeds' scores.
+            index: After this step instead, counted from 0.
+        """
+        if not steps:
+            return self.stage_folder("seeds") / "scores"
+        last = len(steps) - 1 if index is None else index
+        return self.stage_folder("refine") / f"{last + 1}-{steps[last]}" / "scores"
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], *, seed: int = 0, of_parts: bool = False
+    ) -> Stage:
         """The stage ``name`` as it would be run with ``inputs`` now."""
-        return Stage(self.stage_folder(name), name, inputs, seed)
+        return Stage(self.stage_folder(name), name, inputs, seed, of_parts=of_parts)
 
     def record(self, name: str) -> StageRecord | None:
         """What was recorded of a stage, or ``None``."""

@@ -112,7 +112,7 @@ def test_loading_fetches_nothing_and_needs_no_weights_of_the_backbone(folders, m
 
 
 def test_the_best_model_of_a_run_is_found(folders, tmp_path: Path):
-    for stage, task in (("2-train", "method"), ("5-segment", "segmenter")):
+    for stage, task in (("2-train", "method"), ("6-segment", "segmenter")):
         target = tmp_path / stage / "model"
         target.mkdir(parents=True)
         for file in folders[task][0].iterdir():

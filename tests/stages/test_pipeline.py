@@ -47,18 +47,18 @@ def test_a_run_leaves_exactly_these_files(finished):
         "2-train/model/model.safetensors",
         "2-train/model/README.md",
         "3-seeds/stage.json",
-        "4-masks/stage.json",
-        "4-masks/rule.json",
-        "4-masks/classes.txt",
-        "5-segment/stage.json",
-        "5-segment/last.ckpt",
-        "5-segment/model/config.json",
-        "5-segment/model/model.safetensors",
-        "5-segment/model/README.md",
-        "6-predict/stage.json",
-        "7-evaluate/stage.json",
-        "7-evaluate/results.json",
-        "7-evaluate/results.csv",
+        "5-masks/stage.json",
+        "5-masks/rule.json",
+        "5-masks/classes.txt",
+        "6-segment/stage.json",
+        "6-segment/last.ckpt",
+        "6-segment/model/config.json",
+        "6-segment/model/model.safetensors",
+        "6-segment/model/README.md",
+        "7-predict/stage.json",
+        "8-evaluate/stage.json",
+        "8-evaluate/results.json",
+        "8-evaluate/results.csv",
     }
 
 
@@ -69,7 +69,7 @@ def test_outputs_mirror_the_images(finished):
         p.relative_to(finished.masks).with_suffix("").as_posix()
         for p in finished.masks.rglob("*.png")
     }
-    predicted = finished.folder / "6-predict" / "masks"
+    predicted = finished.folder / "7-predict" / "masks"
     assert masks == set(train)
     assert {
         p.relative_to(predicted).with_suffix("").as_posix() for p in predicted.rglob("*.png")
@@ -82,7 +82,7 @@ def test_outputs_mirror_the_images(finished):
 
 
 def test_masks_follow_from_the_stored_scores_and_rule(finished):
-    rule = json.loads((finished.folder / "4-masks" / "rule.json").read_text())
+    rule = json.loads((finished.folder / "5-masks" / "rule.json").read_text())
     sample = finished.collection.split("train")[0]
     seed = read_scores(finished.folder / "3-seeds" / "scores" / f"{sample.id}.npz").full_size()
     ids, maps = seed.foreground()
@@ -92,7 +92,7 @@ def test_masks_follow_from_the_stored_scores_and_rule(finished):
 
 
 def test_results_say_where_they_come_from(finished):
-    rows = json.loads((finished.folder / "7-evaluate" / "results.json").read_text())["rows"]
+    rows = json.loads((finished.folder / "8-evaluate" / "results.json").read_text())["rows"]
     by = {(r["stage"], r["split"], r["rule"]): r for r in rows}
     assert set(by) == {
         ("seed", "train", "oracle"),
@@ -109,25 +109,25 @@ def test_results_say_where_they_come_from(finished):
 
 
 def test_a_second_run_skips_everything(finished, monkeypatch):
-    before = contents(finished.folder, "[2-7]*/**/*")
+    before = contents(finished.folder, "[2-8]*/**/*")
     said = []
     monkeypatch.setattr(pipeline.console, "print", lambda text="", **_: said.append(str(text)))
     run_recipe(finished.recipe, finished.folder)
-    assert contents(finished.folder, "[2-7]*/**/*") == before
+    assert contents(finished.folder, "[2-8]*/**/*") == before
     assert sum("skipped" in line for line in said) == 7
 
 
 def test_only_what_a_change_concerns_runs_again(tiny, tmp_path):
     run_recipe(tiny, tmp_path / "run", until="masks")
     kept = contents(tmp_path / "run", "[23]*/**/*")
-    masks = contents(tmp_path / "run", "4-masks/masks/**/*")
+    masks = contents(tmp_path / "run", "5-masks/masks/**/*")
     run = RunFolder(tmp_path / "run")
     other = tiny.model_copy(
         update={"masks": tiny.masks.model_copy(update={"rule": "constant", "threshold": 0.95})}
     )
     run_recipe(other, run.path, until="masks")
     assert contents(run.path, "[23]*/**/*") == kept
-    assert contents(run.path, "4-masks/masks/**/*") != masks
+    assert contents(run.path, "5-masks/masks/**/*") != masks
     assert run.record("masks").results["threshold"] == 0.95
 
 
@@ -167,7 +167,7 @@ def test_without_a_segmenter_the_model_is_the_classifier(tiny, tmp_path):
     )
     run = run_recipe(off, tmp_path / "run")
     assert run.model.model.heads == ("cam",)
-    rows = json.loads((run.folder / "7-evaluate" / "results.json").read_text())["rows"]
+    rows = json.loads((run.folder / "8-evaluate" / "results.json").read_text())["rows"]
     assert {row["stage"] for row in rows} == {"seed", "mask"}
 
 
@@ -190,11 +190,11 @@ def test_ground_truth_changes_nothing_but_the_evaluation(tiny, tmp_path, monkeyp
     patterns = (
         "*/model/model.safetensors",
         "3-seeds/scores/**/*",
-        "4-masks/masks/**/*",
-        "6-predict/masks/**/*",
+        "5-masks/masks/**/*",
+        "7-predict/masks/**/*",
     )
     assert contents(tmp_path / "with", *patterns) == contents(tmp_path / "without", *patterns)
-    assert not (tmp_path / "without" / "7-evaluate").exists()
+    assert not (tmp_path / "without" / "8-evaluate").exists()
 
 
 def _without_masks(collection):
@@ -206,7 +206,7 @@ def test_the_api_gives_masks_and_a_model(finished):
     mask = finished.model.predict(image)
     assert mask.shape == Image.open(image).size[::-1]
     assert mask.max() <= len(finished.collection.classes)
-    same = weakseg.load(finished.folder / "5-segment" / "model").predict(
+    same = weakseg.load(finished.folder / "6-segment" / "model").predict(
         np.asarray(Image.open(image).convert("RGB"))
     )
     assert (same == mask).all()
@@ -228,7 +228,7 @@ def test_run_takes_a_folder_and_a_table(tmp_path, finished):
         recipe=finished.recipe.model_dump(exclude={"data"}, mode="json"),
     )
     assert read_mask(run.masks / "deep" / "3.png").shape == (61, 53)
-    assert not (tmp_path / "out" / "7-evaluate").exists()
+    assert not (tmp_path / "out" / "8-evaluate").exists()
 
 
 def test_bad_method_settings_stop_before_the_data_is_touched(tiny, tmp_path):

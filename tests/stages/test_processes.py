@@ -49,15 +49,15 @@ def test_killed_three_times_the_result_is_bit_equal(tiny: Recipe, tmp_path: Path
     assert RunFolder(run).record("train").status == "running"
     _kill_when(recipe, run, lambda: len(list(run.glob("3-seeds/scores/**/*.npz"))) > 2)
     assert len(list(run.glob("3-seeds/scores/**/*.npz"))) < 24
-    _kill_when(recipe, run, lambda: len(list(run.glob("4-masks/masks/**/*.png"))) > 2)
-    assert len(list(run.glob("4-masks/masks/**/*.png"))) < 24
+    _kill_when(recipe, run, lambda: len(list(run.glob("5-masks/masks/**/*.png"))) > 2)
+    assert len(list(run.glob("5-masks/masks/**/*.png"))) < 24
     run_recipe(tiny, run, until="masks")
     assert RunFolder(run).record("train").starts > 1
     patterns = (
         "2-train/model/*",
         "3-seeds/scores/**/[!.]*",
-        "4-masks/masks/**/[!.]*",
-        "4-masks/rule.json",
+        "5-masks/masks/**/[!.]*",
+        "5-masks/rule.json",
     )
     assert contents(run, *patterns) == contents(tmp_path / "whole", *patterns)
 

@@ -55,15 +55,23 @@ class ScoreFile:
         found = np.flatnonzero(self.classes == 0)
         return self.scores[found[0]] if found.size else None
 
+    def resized(self, shape: tuple[int, int]) -> ScoreFile:
+        """The maps bilinearly resized to (h, w)."""
+        if self.scores.shape[1:] == shape:
+            return self
+        maps = np.empty((len(self.classes), *shape), dtype=np.float32)
+        for i, score in enumerate(self.scores):
+            cv2.resize(score, shape[::-1], dst=maps[i], interpolation=cv2.INTER_LINEAR)
+        return self.with_maps(self.classes, maps)
+
     def full_size(self) -> ScoreFile:
         """The maps bilinearly resized to the image's size."""
-        height, width = self.size
-        if self.scores.shape[1:] == (height, width):
-            return self
-        full = np.empty((len(self.classes), height, width), dtype=np.float32)
-        for i, score in enumerate(self.scores):
-            cv2.resize(score, (width, height), dst=full[i], interpolation=cv2.INTER_LINEAR)
-        return replace(self, scores=full, stride=1)
+        return self.resized(self.size)
+
+    def with_maps(self, classes: np.ndarray, maps: np.ndarray) -> ScoreFile:
+        """Other maps of the same image."""
+        stride = max(1, round(self.size[0] / maps.shape[1]))
+        return replace(self, classes=classes, scores=maps, stride=stride)
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """(h, w) largest foreground score and (h, w) uint8 id of its class; zeros without any."""

@@ -21,6 +21,7 @@ from weakseg.methods import Trainable, build
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
+from weakseg.runfolder import RunFolder
 from weakseg.training.segmenter import Segmenter
 
 __all__ = ["find_model", "initialise", "load", "read_weights", "save"]
@@ -131,8 +132,7 @@ def find_model(folder: Path) -> Path:
     for candidate in (
         folder,
         folder / "model",
-        folder / "5-segment" / "model",
-        folder / "2-train" / "model",
+        *(RunFolder(folder).stage_folder(stage) / "model" for stage in ("segment", "train")),
     ):
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate

@@ -40,9 +40,13 @@ def require_image(image: Tensor, dtype: str = "float") -> None:
     """
     _require_tensor("image", image)
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[-2:]:
-        hint = "; add the batch with image[None]" if image.ndim == 3 else ""
-        if image.ndim == 4 and image.shape[-1] == 3:
+        hint = ""
+        if image.ndim == 3:
+            hint = "; add the batch with image[None]"
+        elif image.ndim == 4 and image.shape[-1] == 3:
             hint = "; put the channels first with image.permute(0, 3, 1, 2)"
+        elif image.ndim == 4 and image.shape[1] == 1:
+            hint = "; pass three channels: image.expand(-1, 3, -1, -1) for a grey one"
         raise ValueError(f"image must have shape (B, 3, H, W), not {tuple(image.shape)}{hint}")
     if dtype == "uint8" and image.dtype != torch.uint8:
         raise TypeError(

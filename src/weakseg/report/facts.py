@@ -26,7 +26,7 @@ Curve = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Threshold:
-    """How background was told from foreground (``4-masks/rule.json``).
+    """How background was told from foreground (``5-masks/rule.json``).
 
     Attributes:
         rule: ``label-free``, ``constant`` or ``power``.
@@ -66,7 +66,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Score:
-    """One row of ``7-evaluate/results.json``: all values are shares in [0, 1] or unknown."""
+    """One row of ``8-evaluate/results.json``: all values are shares in [0, 1] or unknown."""
 
     stage: str
     split: str
@@ -148,6 +148,8 @@ class Facts:
     def expected(self) -> tuple[str, ...]:
         """Stages that a complete run of this recipe and collection has."""
         skipped = set() if self.recipe.segmenter.enabled else {"segment", "predict"}
+        if not self.recipe.refine:
+            skipped.add("refine")
         if not self.has_truth:
             skipped.add("evaluate")
         return tuple(name for name in STAGES if name not in skipped)

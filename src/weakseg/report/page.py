@@ -256,6 +256,7 @@ def _problems(facts: Facts) -> Iterator[dict[str, Any]]:
 _COLUMNS = {
     "image": "image",
     "scores": "scores",
+    "refined": "refined scores",
     "mask": "mask",
     "overlay": "overlay",
     "prediction": "segmenter",
@@ -308,11 +309,13 @@ def _picture_row(
     folder = facts.run.stage_folder
     mask = folder("masks") / "masks" / f"{sample.id}.png"
     prediction = folder("predict") / "masks" / f"{sample.id}.png"
-    scores = folder("seeds") / "scores" / f"{sample.id}.npz"
+    scores = facts.run.scores_folder() / f"{sample.id}.npz"
+    refined = facts.run.scores_folder(facts.recipe.steps) / f"{sample.id}.npz"
     threshold = facts.threshold.value if facts.threshold is not None else None
     makers = {
         "image": lambda: photo(rgb),
-        "scores": lambda: heat_map(rgb, scores, threshold),
+        "scores": lambda: heat_map(rgb, scores, threshold if refined == scores else None),
+        "refined": lambda: None if refined == scores else heat_map(rgb, refined, threshold),
         "mask": lambda: mask_picture(mask, size),
         "overlay": lambda: overlay(rgb, mask),
         "prediction": lambda: mask_picture(prediction, size),

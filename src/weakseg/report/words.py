@@ -76,7 +76,7 @@ def role_of_truth(facts: Facts) -> str:
             " The threshold was set by hand in the recipe; whether somebody looked at ground truth "
             "for it, this page cannot know."
         )
-    elif facts.threshold is not None:
+    elif facts.threshold is not None and facts.threshold.rule != "map":
         text += f" The {facts.threshold.rule} threshold did not see them either."
     if "mask" in facts.collection.tag_source.lower():
         text += f" But the tags themselves come from {facts.collection.tag_source}."
@@ -117,10 +117,17 @@ def _what_was_done(facts: Facts) -> Iterator[str]:
         )
     else:
         yield f"The data have {images} to train on, with tags from {data.tag_source}."
-    rule = facts.threshold
-    if facts.done("masks") and rule is not None and rule.value is not None:
+    rule, steps = facts.threshold, facts.recipe.steps
+    if steps and facts.done("refine"):
+        yield f"Its score maps were refined: {', then '.join(steps)}."
+    if facts.done("masks") and rule is not None and rule.rule == "map":
         yield (
-            f"Its score maps became one mask for each training image, with the {rule.rule} "
+            "The scores have a background map of their own, so no threshold stood between them "
+            "and the masks."
+        )
+    elif facts.done("masks") and rule is not None and rule.value is not None:
+        yield (
+            f"The scores became one mask for each training image, with the {rule.rule} "
             f"threshold {rule.value:.2f}."
         )
     if facts.done("segment"):

@@ -1,4 +1,4 @@
-"""Stage 7: compare with ground truth, where there is any.
+"""Stage 8: compare with ground truth, where there is any.
 
 What is computed here never flows back into a run: thresholds found here are *oracle* numbers.
 """
@@ -89,7 +89,9 @@ def sweep(
 
 def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Evaluates seeds, masks and the segmenter's predictions on every split with ground truth."""
-    wanted = ("seeds", "masks", "predict") if recipe.segmenter.enabled else ("seeds", "masks")
+    wanted = ["seeds", "masks"]
+    wanted += ["refine"] if recipe.refine else []
+    wanted += ["predict"] if recipe.segmenter.enabled else []
     done = {name: run.record(name) for name in wanted}
     present = {
         name: r.fingerprint for name, r in done.items() if r is not None and r.status == "done"
@@ -152,8 +154,8 @@ class _Evaluation:
     def results(self) -> dict[str, Any]:
         train, val = self.recipe.data.train, self.recipe.data.val
         for name, samples in self._lists(train).items():
-            if "seeds" in self.present:
-                self._judge_seeds(name, samples)
+            for stage, folder in self._score_folders().items():
+                self._judge_scores(stage, name, samples, folder)
             if "masks" in self.present:
                 self._judge("mask", name, samples, self.run.stage_folder("masks") / "masks")
         if "predict" in self.present:
@@ -176,19 +178,32 @@ class _Evaluation:
                 )
         return {name: samples for name, samples in lists.items() if samples}
 
-    def _judge_seeds(self, name: str, samples: list[Sample]) -> None:
-        scores = self.run.stage_folder("seeds") / "scores"
+    def _score_folders(self) -> dict[str, Path]:
+        """Score files of the network, and after each step of refinement."""
+        if "seeds" not in self.present:
+            return {}
+        folders, steps = {"seed": self.run.scores_folder()}, self.recipe.steps
+        for i in range(len(steps) if "refine" in self.present else 0):
+            name = "refined: " + " + ".join(steps[: i + 1])
+            folders[name] = self.run.scores_folder(steps, i)
+        return folders
+
+    def _judge_scores(self, stage: str, name: str, samples: list[Sample], scores: Path) -> None:
+        """The sweep, and the masks' threshold on the scores that the masks were made from."""
         f1 = classification_f1(self.collection.only(s.id for s in samples), scores)
         swept = sweep(samples, scores, self.classes, self.recipe.evaluate.thresholds)
         results = [metrics(m) for m in swept.confusions()]
         oracle, best = swept.best()
-        self._row("seed", name, len(samples), best, "oracle", oracle, f1)
-        if "masks" in self.present:
+        self._row(stage, name, len(samples), best, "oracle", oracle, f1)
+        last = scores == self.run.scores_folder(self.recipe.steps)
+        masks = self.run.record("masks")
+        by_threshold = masks is not None and masks.results.get("rule") != "map"
+        if last and "masks" in self.present and by_threshold:
             rule, threshold = self._rule()
             nearest = int(np.abs(swept.thresholds - threshold).argmin())
             at = float(swept.thresholds[nearest])
-            self._row("seed", name, len(samples), results[nearest], rule, at, f1)
-        if self.sweep is None:
+            self._row(stage, name, len(samples), results[nearest], rule, at, f1)
+        if last and self.sweep is None:
             self.sweep = {
                 "split": name,
                 "thresholds": swept.thresholds.tolist(),
@@ -206,8 +221,25 @@ class _Evaluation:
         """Kind and threshold of the rule that made the masks."""
         record = self.run.record("masks")
         results = record.results if record is not None else {}
-        rule = results.get("rule", "constant")
-        return (rule if rule == "label-free" else "fixed"), float(results.get("threshold", np.nan))
+        if results.get("rule") == "map":
+            results = self._rule_of_background() or results
+        rule, threshold = results.get("rule", "constant"), results.get("threshold")
+        kind = rule if rule in ("label-free", "map") else "fixed"
+        return kind, float("nan") if threshold is None else float(threshold)
+
+    def _rule_of_background(self) -> dict[str, Any] | None:
+        """Results of the step of refinement that made the background map, where one did."""
+        refined = self.run.record("refine") if self.recipe.refine else None
+        for results in reversed(list(refined.results.values()) if refined else []):
+            if results.get("rule") not in (None, "map"):
+                return dict(results)
+        return None
+
+    def _steps(self, stage: str) -> list[str]:
+        """Names of the steps of refinement that a row's scores or masks went through."""
+        if stage == "mask":
+            return list(self.recipe.steps)
+        return stage.partition(": ")[2].split(" + ")
 
     def _row(
         self,
@@ -231,7 +263,7 @@ class _Evaluation:
                 "head": "segmenter" if segmenter or seeds is None else seeds.results.get("head"),
                 "scales": list(made_by.scales),
                 "flip": made_by.flip,
-                "crf": "none",
+                "crf": "none" if segmenter or "crf" not in self._steps(stage) else "yes",
                 "tags": "none" if segmenter else "given",
                 "rule": rule,
                 "threshold": threshold,

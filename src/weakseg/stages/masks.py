@@ -1,4 +1,4 @@
-"""Stage 4: from score maps to masks."""
+"""Stage 5: from score maps to masks."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Rule:
     """How background was told from foreground.
 
     Attributes:
-        rule: ``label-free``, ``constant`` or ``power``.
-        threshold: Pixels whose best score is not above it are background.
+        rule: ``label-free``, ``constant``, ``power``, or ``map`` where the scores have a
+            background map of their own.
+        threshold: Pixels whose best score is not above it are background; ``None`` with ``map``.
         margin: Scores this close to the threshold are unsure (255).
         chosen_by: One sentence.
         histogram: Counts of the best score over all pixels of the stored maps, 256 bins.
@@ -41,7 +42,7 @@ class Rule:
     """
 
     rule: str
-    threshold: float
+    threshold: float | None
     margin: float
     chosen_by: str
     histogram: list[int]
@@ -51,11 +52,11 @@ class Rule:
 def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Writes one mask for each training image, ``classes.txt`` and ``rule.json``."""
     images = collection.split(*recipe.data.train)
-    seeded = run.record("seeds")
+    before = run.record("refine" if recipe.steps else "seeds")
     stage = run.stage(
         "masks",
         {
-            "seeds": seeded.fingerprint if seeded else None,
+            "scores": before.fingerprint if before else None,
             "masks": recipe.masks.model_dump(mode="json"),
             "images": images.fingerprint(),
         },
@@ -63,7 +64,8 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     )
     if stage.finished:
         return stage
-    scores = run.require("seeds") / "scores"
+    run.require("refine" if recipe.steps else "seeds")
+    scores = run.scores_folder(recipe.steps)
     with stage.working():
         rule = choose_rule(recipe.masks, scores, images)
         write_json(stage.folder / "rule.json", asdict(rule))
@@ -84,7 +86,7 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         stage.results |= {
             "images": len(images),
             "rule": rule.rule,
-            "threshold": round(rule.threshold, 4),
+            "threshold": None if rule.threshold is None else round(rule.threshold, 4),
             "digest": _digest(stage.folder / "masks"),
         }
     return stage
@@ -110,7 +112,7 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def label(seed: ScoreFile, threshold: float, margin: float = 0.0) -> np.ndarray:
+def label(seed: ScoreFile, threshold: float | None, margin: float = 0.0) -> np.ndarray:
     """(H, W) uint8 mask of one image: the best class where it is above the background.
 
     Where the method gave a background map, that map takes the threshold's place.
@@ -118,7 +120,7 @@ def label(seed: ScoreFile, threshold: float, margin: float = 0.0) -> np.ndarray:
     full = seed.full_size()
     best, winner = full.best()
     background = full.background()
-    limit = np.float32(threshold) if background is None else background
+    limit = np.float32(threshold or 0) if background is None else background
     mask = np.where(best > limit, winner, 0).astype(np.uint8)
     if margin:
         mask[np.abs(best - limit) <= margin] = IGNORE
@@ -131,6 +133,15 @@ def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
     for best in track(_best_scores(scores, images), "scores", len(images)):
         bins = np.minimum((best * _BINS).astype(np.int64), _BINS - 1)
         histogram += np.bincount(bins.ravel(), minlength=_BINS)
+    if _have_background(scores, images):
+        return Rule(
+            "map",
+            None,
+            config.margin,
+            "the scores have a background map of their own, pixel by pixel",
+            histogram.tolist(),
+        )
+    threshold: float
     if config.rule == "constant":
         threshold, why = config.threshold, "set in the recipe (masks.threshold)"
     elif config.rule == "power":
@@ -139,6 +150,12 @@ def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
     else:
         return _label_free(config, histogram)
     return Rule(config.rule, threshold, config.margin, why, histogram.tolist())
+
+
+def _have_background(scores: Path, images: Collection) -> bool:
+    files = (read_scores(scores_path(scores, sample.id)) for sample in images)
+    first = next((file for file in files if len(file.foreground()[0])), None)
+    return first is not None and first.background() is not None
 
 
 def _label_free(config: MasksConfig, histogram: np.ndarray) -> Rule:

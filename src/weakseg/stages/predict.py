@@ -1,4 +1,4 @@
-"""Stage 6: masks of the trained segmenter."""
+"""Stage 7: masks of the trained segmenter."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""Stage 5: train a segmentation network on the masks."""
+"""Stage 6: train a segmentation network on the masks."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
-from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, read_weights
+from weakseg.export.model import initialise
 from weakseg.methods import Trainable
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
@@ -23,6 +21,7 @@ from weakseg.stages.train import (
     run_training,
     save_model,
     saved_spec,
+    start_backbone,
     without_pace,
 )
 from weakseg.training.fit import fit
@@ -65,7 +64,7 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
             )
         )
         if recipe.segmenter_starts_from_classifier:
-            _start_backbone(model, run.stage_folder("train"))
+            start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
         if config.train.init_from is not None:
             initialise(model, config.train.init_from)
         return model
@@ -90,22 +89,9 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
 
 
-def _start_backbone(model: Segmenter, folder: Path) -> None:
-    weights = read_weights(find_model(folder))
-    own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    try:
-        model.backbone.load_state_dict(own)
-    except RuntimeError:
-        raise UserError(
-            "the segmenter's backbone differs from the classifier's",
-            where="segmenter.from_classifier",
-            mend="set it to false, or leave segmenter.backbone out",
-        ) from None
-
-
 def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
     return _fit(run, recipe, collection.split(*recipe.data.train))
 
 
 if __name__ == "__main__":
-    launched("segment", _main)
+    launched(lambda run, _: run.stage_folder("segment"), _main)

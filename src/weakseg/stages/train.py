@@ -19,11 +19,11 @@ from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, save
+from weakseg.export.model import find_model, initialise, read_weights, save
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build
-from weakseg.networks.backbone import backbone_factory
+from weakseg.networks.backbone import Backbone, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
@@ -39,6 +39,7 @@ __all__ = [
     "run_training",
     "save_model",
     "saved_spec",
+    "start_backbone",
     "train",
     "without_pace",
 ]
@@ -106,12 +107,16 @@ def run_training(
 
 
 def launched(
-    stage_name: str, work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]]
+    find: Callable[[RunFolder, Recipe], Path],
+    work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]],
 ) -> None:
-    """Body of a launched training process: every rank runs it, the first one writes and reports."""
+    """Body of a launched training process: every rank runs it, the first one writes and reports.
+
+    ``find`` gives the folder of the stage, in which its parent looks for the results.
+    """
     run = RunFolder(sys.argv[1])
     recipe = load_recipe(run.recipe_file)
-    folder = run.stage_folder(stage_name)
+    folder = find(run, recipe)
     try:
         results = work(run, recipe, collect(recipe.data))
     except Exception as raised:
@@ -211,6 +216,24 @@ def save_model(
     save(folder / "model", predictor, network, details)
 
 
+def start_backbone(backbone: Backbone, folder: Path, where: str) -> None:
+    """Starts a backbone from that of a trained model.
+
+    Raises:
+        UserError: They differ; ``where`` is the recipe's key that asked for it.
+    """
+    weights = read_weights(find_model(folder))
+    own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    try:
+        backbone.load_state_dict(own)
+    except RuntimeError:
+        raise UserError(
+            "the backbone differs from the classifier's",
+            where=where,
+            mend="set from_classifier: false, or leave the backbone out",
+        ) from None
+
+
 def _is_first() -> bool:
     """True in a single process, and in the first of those that train together."""
     return getattr(rank_zero_only, "rank", 0) == 0
@@ -231,4 +254,4 @@ def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, A
 
 
 if __name__ == "__main__":
-    launched("train", _main)
+    launched(lambda run, _: run.stage_folder("train"), _main)

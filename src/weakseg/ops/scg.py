@@ -1,0 +1,262 @@
+"""SCG: score maps redrawn from the correlation of features, first and second order.
+
+Pan et al. 2021 (SPA), with the choices of RecurSeed (Jo et al. 2022). Pixels that agree with an
+object's certain pixels join it, those that agree with its certain background leave it.
+
+Everything is computed per image on blocks of rows of symmetric N x N matrices, N = h w. What the
+equations do to a column of the correlation is done here to a row of its transpose, so that a block
+needs nothing from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weakseg.ops.checks import require_batch, require_maps
+
+__all__ = ["self_correlation"]
+
+_EPS = 1e-10
+_CHANNELS = 256  # features brought to the size of the maps at a time
+
+
+@torch.no_grad()
+def self_correlation(
+    cams: Tensor,
+    features: Sequence[Tensor],
+    first_threshold: float = 0.5,
+    second_threshold: float = 0.1,
+    foreground: float = 0.3,
+    background: float = 0.05,
+    *,
+    order: Literal[1, 2] = 2,
+    iterations: int = 1,
+    second_weight: float = 1.0,
+    form: Literal["code", "talk"] = "code",
+    block: int | None = None,
+) -> Tensor:
+    """Score maps from self-correlation (SCG).
+
+    With the cosine similarity S of all pairs of pixels, zero below ``first_threshold``, every level
+    of features gives
+
+        SC1 = S with columns that sum to 1,
+        SC2 = P P, P = S without its diagonal and with columns that sum to 1,
+              zero below second_threshold / N,
+        HSC = max(SC1, second_weight SC2).
+
+    The columns of HSC, summed over the levels and brought to [0, 1], are added up over the certain
+    foreground of a class (score >= ``foreground``) and over its certain background (score <=
+    ``background``). Each of the two sums is brought to [0, 1]; the result is the positive part of
+    their difference, brought to [0, 1]. A class without certain foreground becomes zeros.
+
+    Needs less than two N x N float32 matrices (from N = 2,048 on, one iteration), whatever the
+    number of channels and levels. The time goes into P P; its symmetry halves it, and only columns
+    that some class uses are computed.
+
+    Args:
+        cams: (B, K, h, w) in [0, 1].
+        features: One (B, C, h', w') per level; brought to h x w bilinearly.
+        first_threshold: Least cosine similarity that counts.
+        second_threshold: Least second-order correlation that counts, as a multiple of 1 / N.
+        foreground: Least score of certain foreground.
+        background: Greatest score of certain background.
+        order: 1 leaves SC2 out.
+        iterations: How often P is squared; 1 gives P P. Each one more costs another product.
+        second_weight: Weight of SC2.
+        form: ``code``: each level's HSC is brought to columns that sum to 1, as in RecurSeed's
+            first published program. ``talk``: SC2 is, after its threshold, and HSC is left as the
+            maximum; the levels' mean replaces the sum, which the scaling to [0, 1] cancels.
+        block: Rows computed at a time; the result does not depend on it. By default a sixteenth
+            of all, but not below 128.
+
+    Returns:
+        (B, K, h, w) float32 in [0, 1].
+
+    Raises:
+        ValueError: A wrong shape, no level, or a setting out of range.
+        TypeError: Maps or features that are not floating-point tensors.
+    """
+    require_maps("cams", cams)
+    if not features:
+        raise ValueError("features is empty; pass at least one level (B, C, h, w)")
+    for i, level in enumerate(features):
+        require_maps(f"features[{i}]", level, "B, C, h, w")
+        require_batch(f"features[{i}]", level, cams, "cams")
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, not {order}")
+    if form not in ("code", "talk"):
+        raise ValueError(f'form must be "code" or "talk", not {form!r}')
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, not {iterations}; order=1 leaves SC2 out")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, not {block}")
+
+    size = (cams.shape[-2], cams.shape[-1])
+    pixels = size[0] * size[1]
+    rows = block or max(128, -(-pixels // 16))
+    refined = torch.zeros(cams.shape, device=cams.device)
+    with torch.autocast(cams.device.type, enabled=False):
+        for b, maps in enumerate(cams.float().flatten(2)):
+            certain = maps >= foreground
+            # Background alone draws nothing: its columns are not needed either.
+            sets = torch.cat([certain, (maps <= background) & certain.any(1, keepdim=True)])
+            used = sets.any(0)
+            order_of_pixels = torch.cat([used.nonzero(), (~used).nonzero()]).flatten()
+            columns = int(used.sum())
+            parts = _parts(columns, pixels, rows)
+            needed = [part for part in parts if part.stop <= columns]
+            if not needed:
+                continue
+            correlation = torch.zeros((columns, pixels), device=cams.device)
+            for level in features:
+                similarity = _similarity(level[b], size, order_of_pixels, parts, first_threshold)
+                found = _hierarchy(
+                    similarity,
+                    len(needed),
+                    second_threshold / pixels,
+                    iterations if order == 2 else 0,
+                    second_weight,
+                    form,
+                )
+                for part, hsc in zip(needed, found, strict=True):
+                    correlation[part] += hsc
+            sets = sets[:, order_of_pixels].float()
+            sums = torch.zeros_like(sets)
+            for part in needed:
+                sums += sets[:, part] @ _unit_range(correlation[part])
+            inside, outside = _unit_range(sums).chunk(2)
+            refined[b].flatten(1)[:, order_of_pixels] = _unit_range((inside - outside).relu())
+    return refined
+
+
+@dataclass
+class _Symmetric:
+    """A symmetric N x N matrix: its lower triangle, in blocks of rows.
+
+    Attributes:
+        parts: The rows of each block.
+        rows: (rows of the block, N up to the block's end) each.
+        diagonal: (N,) kept aside; the blocks hold zeros there.
+    """
+
+    parts: list[slice]
+    rows: list[Tensor]
+    diagonal: Tensor
+
+    def block(self, i: int) -> Tensor:
+        """Whole rows of block i, (rows, N); reads blocks i and later ones only."""
+        mirrored = [row[:, self.parts[i]].T for row in self.rows[i + 1 :]]
+        return torch.cat([self.rows[i], *mirrored], 1)
+
+    def sums(self) -> Tensor:
+        """(N,) sums of the rows without the diagonal."""
+        total = torch.zeros_like(self.diagonal)
+        for part, row in zip(self.parts, self.rows, strict=True):
+            total[part] += row.sum(1)
+            total[: part.start] += row[:, : part.start].sum(0)
+        return total
+
+
+def _parts(used: int, pixels: int, rows: int) -> list[slice]:
+    """Blocks of rows, such that none holds both used and unused pixels."""
+    starts = [*range(0, used, rows), *range(used, pixels, rows), pixels]
+    return [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def _unit_range(rows: Tensor) -> Tensor:
+    """Brings each row to [0, 1]; a constant row becomes zeros. Rows sum to about 1, hence 1e-10."""
+    low, high = rows.aminmax(dim=-1, keepdim=True)
+    return (rows - low) / (high - low + _EPS)
+
+
+def _similarity(
+    features: Tensor,
+    size: tuple[int, int],
+    order_of_pixels: Tensor,
+    parts: list[slice],
+    threshold: float,
+) -> _Symmetric:
+    """Cosine similarity of all pairs, zero below the threshold, from (C, h', w') features.
+
+    Inner products are gathered over chunks of channels, and their diagonal holds the norms: the
+    whole feature map is never copied.
+    """
+    rows = [torch.zeros((p.stop - p.start, p.stop), device=features.device) for p in parts]
+    for chunk in features.split(_CHANNELS):
+        chunk = chunk.float()
+        if chunk.shape[-2:] != size:
+            chunk = F.interpolate(chunk[None], size, mode="bilinear", align_corners=False)[0]
+        chunk = chunk.flatten(1)[:, order_of_pixels]
+        for part, row in zip(parts, rows, strict=True):
+            row.addmm_(chunk[:, part].T, chunk[:, : part.stop])
+    squares = [row[:, part].diagonal() for part, row in zip(parts, rows, strict=True)]
+    scale = 1 / (torch.cat(squares).sqrt() + _EPS)
+    for part, row in zip(parts, rows, strict=True):
+        row.mul_(scale[part, None]).mul_(scale[: part.stop])
+        row.masked_fill_(row < max(threshold, 0), 0)
+    diagonal = torch.cat(squares)  # a copy of what the blocks lose now
+    for square in squares:
+        square.zero_()
+    return _Symmetric(parts, rows, diagonal)
+
+
+def _hierarchy(
+    similarity: _Symmetric,
+    count: int,
+    threshold: float,
+    iterations: int,
+    weight: float,
+    form: str,
+) -> Iterator[Tensor]:
+    """The first ``count`` blocks of HSC's transpose, (rows, N) each; uses up the similarity."""
+    degrees = similarity.sums()
+    firsts, scale = 1 / (degrees + similarity.diagonal + _EPS), 1 / (degrees + _EPS)
+    # (P P)^T = D^-1 (S D^-1 S) with D the row sums of S: all but the factor in front is symmetric.
+    chain = similarity
+    for _ in range(iterations - 1):
+        blocks = zip(chain.parts, _product(chain, scale, len(chain.parts)), strict=True)
+        rows = [block[:, : part.stop].clone() for part, block in blocks]
+        chain = _Symmetric(chain.parts, rows, torch.zeros_like(scale))
+    products = _product(chain, scale, count) if iterations else None
+    for i, part in enumerate(similarity.parts[:count]):
+        second = next(products).mul_(scale[part, None]) if products else None
+        hsc = similarity.block(i)
+        similarity.rows[i] = hsc[:, :0]  # later blocks read later rows only
+        hsc[:, part].diagonal().copy_(similarity.diagonal[part])
+        hsc.mul_(firsts[part, None])
+        if second is not None:
+            second.masked_fill_(second < threshold, 0)
+            if form == "talk":
+                second.div_(second.sum(1, keepdim=True) + _EPS)
+            torch.maximum(hsc, second.mul_(weight), out=hsc)
+        if form == "code":
+            hsc.div_(hsc.sum(1, keepdim=True) + _EPS)
+        yield hsc
+
+
+def _product(matrix: _Symmetric, scale: Tensor, count: int) -> Iterator[Tensor]:
+    """The first ``count`` blocks of M diag(scale) M, (rows, N) each.
+
+    What lies left of the diagonal block has been computed above it, and waits, mirrored.
+    """
+    waiting: list[list[Tensor]] = [[] for _ in range(count)]
+    for i, part in enumerate(matrix.parts[:count]):
+        left = matrix.block(i).mul_(scale)
+        block = torch.zeros_like(left)
+        if waiting[i]:
+            block[:, : part.start] = torch.cat(waiting[i], 1)
+            waiting[i].clear()
+        for other, row in zip(matrix.parts[i:], matrix.rows[i:], strict=True):
+            before = slice(part.start, other.start)
+            block[:, other].addmm_(left[:, : other.stop], row.T)
+            block[:, before].addmm_(left[:, other], row[:, before])
+        for j in range(i + 1, count):
+            waiting[j].append(block[:, matrix.parts[j]].T.contiguous())
+        yield block

@@ -1,0 +1,451 @@
+"""Stage 4: steps that improve the score maps, in the order of the recipe's ``refine``.
+
+Each step reads the scores of the one before it and leaves a folder of its own, so that it can be
+looked at, evaluated, and kept when only a later step changes. A step says what it needs beyond
+image and scores; the stage provides it. To add one, register a class here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from weakseg.config import Frozen, validate
+from weakseg.console import Bar
+from weakseg.data.images import read_image
+from weakseg.data.samples import Collection, Sample
+from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
+from weakseg.errors import UserError
+from weakseg.export.model import load
+from weakseg.inference import Predictor, evaluating, multi_scale
+from weakseg.methods import Method
+from weakseg.ops import (
+    dense_crf,
+    dense_crf_from_labels,
+    pamr,
+    random_walk,
+    random_walk_from_features,
+    self_correlation,
+)
+from weakseg.recipe import Recipe
+from weakseg.registry import Registry
+from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.affinity import AffinityConfig, train_affinity, training_inputs
+from weakseg.stages.batches import ahead, pick_device
+from weakseg.stages.masks import choose_rule
+from weakseg.stages.seeds import scores_path
+
+__all__ = ["Given", "Step", "refine", "resolve_steps", "steps"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step has of one image.
+
+    Attributes:
+        image: (1, 3, H, W) uint8, reduced to the step's ``max_side``.
+        seed: Its scores, at whatever size the step before left them.
+        threshold: The masks' threshold on those scores; 0 where the step does not need it.
+        features: Levels of the trained classifier, each (1, C, h, w), where the step needs them.
+        affinity: Boundary probabilities (1, 1, h, w) or features (1, D, h, w), likewise.
+    """
+
+    image: Tensor
+    seed: ScoreFile
+    threshold: float = 0.0
+    features: tuple[Tensor, ...] = ()
+    affinity: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image at hand."""
+        return (self.image.shape[-2], self.image.shape[-1])
+
+    def maps(self, size: tuple[int, int] | None = None) -> Tensor:
+        """(1, n, h, w) foreground scores, resized where a size is given."""
+        seed = self.seed if size is None else self.seed.resized(size)
+        return torch.from_numpy(seed.foreground()[1])[None].to(self.image.device)
+
+    def result(self, maps: Tensor) -> ScoreFile:
+        """The score file with other foreground maps (1, n, h, w), and no background map."""
+        return self.seed.with_maps(self.seed.foreground()[0], _numpy(maps))
+
+
+class Step:
+    """A step of ``refine``.
+
+    Attributes:
+        idea: One line.
+        needs: Of ``threshold``, ``features`` (of the classifier), ``affinity`` (a network trained
+            for it).
+        alone: True where the operator uses one core and images share the cores.
+    """
+
+    idea: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    alone: ClassVar[bool] = False
+
+    class Config(Frozen):
+        """Settings of the step."""
+
+        max_side: PositiveInt | None = Field(
+            None, description="reduce larger images to this longer side; null = as seeds.max_side"
+        )
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(self, given: Given) -> ScoreFile:
+        """The improved scores of one image that has at least one foreground map."""
+        raise NotImplementedError(f"{type(self).__name__} must define __call__()")
+
+
+steps: Registry[type[Step]] = Registry("step of refine")
+"""All steps by name."""
+
+
+@steps.register("pamr")
+class PAMRStep(Step):
+    """Pixel-adaptive mask refinement: scores are averaged over pixels of like colour."""
+
+    idea = "averages scores over neighbours of like colour, so that they end where the image does"
+
+    class Config(Step.Config):
+        """Settings of PAMR."""
+
+        dilations: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1)
+        iterations: PositiveInt = 10
+        variant: Literal["pamr", "par"] = "pamr"
+
+    def __call__(self, given: Given) -> ScoreFile:
+        """Refines the background map too, where there is one."""
+        c = self.config
+        maps = torch.from_numpy(given.seed.scores)[None].to(given.image.device)
+        refined = pamr(
+            given.image.float() / 255, maps, c.dilations, c.iterations, variant=c.variant
+        )
+        return given.seed.with_maps(given.seed.classes, _numpy(refined))
+
+
+@steps.register("scg")
+class SCGStep(Step):
+    """Self-correlation map generation: places whose features are like the sure ones light up."""
+
+    idea = "lights up places whose features resemble the certain foreground, and not the background"
+    needs = frozenset({"features"})
+
+    class Config(Step.Config):
+        """Settings of SCG."""
+
+        stride: PositiveInt = Field(8, description="pixels in one cell of the correlation maps")
+        levels: tuple[str, ...] | None = Field(None, description="such as [C4, C5]; null = all")
+        first_threshold: float = Field(0.5, ge=0, lt=1)
+        second_threshold: float = Field(0.1, ge=0)
+        foreground: float = Field(0.3, gt=0, le=1)
+        background: float = Field(0.05, ge=0, lt=1)
+        form: Literal["code", "talk"] = "code"
+
+    def __call__(self, given: Given) -> ScoreFile:
+        """Correlates at the step's stride."""
+        c = self.config
+        height, width = given.size
+        grid = (-(-height // c.stride), -(-width // c.stride))
+        maps = self_correlation(
+            given.maps(grid),
+            list(given.features),
+            c.first_threshold,
+            c.second_threshold,
+            c.foreground,
+            c.background,
+            form=c.form,
+        )
+        return given.result(maps)
+
+
+@steps.register("affinity")
+class AffinityStep(Step):
+    """Random walk on affinities that a network learnt from the sure pixels of all images."""
+
+    idea = "walks the scores along what a network learnt to belong together (IRNet, AffinityNet)"
+    needs = frozenset({"threshold", "affinity"})
+
+    class Config(AffinityConfig, Step.Config):
+        """Settings of the learned walk."""
+
+    def __call__(self, given: Given) -> ScoreFile:
+        """Walks on the grid of the affinity network; divided by the maximum over classes."""
+        c = self.config
+        assert given.affinity is not None
+        maps = given.maps((given.affinity.shape[-2], given.affinity.shape[-1]))
+        if c.kind == "irn":
+            walked = random_walk(maps, given.affinity, c.radius, c.beta or 10, c.steps)
+        else:
+            walked = random_walk_from_features(maps, given.affinity, c.radius, c.beta or 8, c.steps)
+        return given.result(walked / walked.amax().clamp(min=1e-5))
+
+
+@steps.register("crf")
+class CRFStep(Step):
+    """Dense CRF: the labelling that costs least, given scores and the image's colours."""
+
+    idea = "weighs scores against the colours of all pixels of the image at once (dense CRF)"
+    needs = frozenset({"threshold"})
+
+    class Config(Step.Config):
+        """Settings of the dense CRF."""
+
+        max_side: PositiveInt | None = Field(
+            1024, description="reduce larger images to this longer side; null = never"
+        )
+        preset: Literal["soft", "label", "deeplab"] = Field(
+            "label", description="published widths and strengths"
+        )
+        unary: Literal["soft", "label"] = Field(
+            "label", description="scores with the threshold as background, or their labels"
+        )
+        gt_prob: PositiveFloat = Field(0.7, lt=1, description="label: how sure the labels are")
+        iterations: PositiveInt = 10
+
+    def __call__(self, given: Given) -> ScoreFile:
+        """Probabilities, with a background map of their own."""
+        c, maps = self.config, given.maps(given.size)
+        background = given.seed.resized(given.size).background()
+        if background is None:
+            limit = torch.full_like(maps[:, :1], given.threshold)
+        else:
+            limit = torch.from_numpy(background)[None, None].to(maps.device)
+        both = torch.cat([limit, maps], 1)
+        if c.unary == "soft":
+            both = both / both.sum(1, keepdim=True)
+            refined = dense_crf(given.image, both, c.iterations, preset=c.preset)
+        else:
+            refined = dense_crf_from_labels(
+                given.image,
+                both.argmax(1),
+                both.shape[1],
+                c.gt_prob,
+                c.iterations,
+                preset=c.preset,
+            )
+        ids = np.concatenate([[0], given.seed.foreground()[0]]).astype(np.int16)
+        return given.seed.with_maps(ids, _numpy(refined))
+
+
+def resolve_steps(sections: Iterable[Mapping[str, Any]]) -> list[Step]:
+    """The steps that a recipe's ``refine`` names.
+
+    Raises:
+        UserError: An unknown step, every wrong setting of one, or two trained walks.
+    """
+    resolved, names = [], [section["name"] for section in sections]
+    for section in sections:
+        step = steps[section["name"]]
+        settings = {key: value for key, value in section.items() if key != "name"}
+        where = f"refine: {section['name']}"
+        resolved.append(step(validate(step.Config, settings, where=where, prefix="refine")))
+    if names.count("affinity") > 1:
+        raise UserError(
+            "has two affinity steps", where="refine", mend="keep one: it trains one network"
+        )
+    return resolved
+
+
+def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """Runs the steps that are not done yet on the scores of all training images."""
+    images = collection.split(*recipe.data.train)
+    seeded = run.record("seeds")
+    chain = resolve_steps(recipe.refine)
+    before = seeded.fingerprint if seeded else None
+    inputs = {
+        "seeds": before,
+        "steps": [
+            {"name": section["name"]} | step.config.model_dump(mode="json")
+            for section, step in zip(recipe.refine, chain, strict=True)
+        ],
+        "masks": recipe.masks.model_dump(mode="json") if _needs("threshold", chain) else None,
+        "max_side": recipe.seeds.max_side,
+        "train": _trained(run) if _needs("features", chain) or _needs("affinity", chain) else None,
+        "backbone": recipe.backbone.model_dump(mode="json") if _needs("affinity", chain) else None,
+        "seed": recipe.seed,
+        "images": images.fingerprint(),
+    }
+    stage = run.stage("refine", inputs, seed=recipe.seed, of_parts=True)
+    if stage.finished:
+        return stage
+    scores = run.require("seeds") / "scores"
+    with stage.working():
+        for i, step in enumerate(chain):
+            made = run.scores_folder(recipe.steps, i)
+            work = _Work(run, recipe, images, made.parent, scores, step, before)
+            work.run()
+            before, scores = work.stage.record.fingerprint, made
+            stage.results[made.parent.name] = work.stage.results
+        _remove_other_steps(run, recipe)
+    return stage
+
+
+class _Work:
+    """One step on all images."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        images: Collection,
+        folder: Path,
+        scores: Path,
+        step: Step,
+        before: str | None,
+    ) -> None:
+        self.run_folder, self.recipe, self.images = run, recipe, images
+        self.folder, self.scores, self.step = folder, scores, step
+        self.name = folder.name.partition("-")[2]
+        self.rule: str | None = None
+        self.threshold = 0.0  # of scores with a background map of their own
+        if "threshold" in step.needs:
+            rule = choose_rule(recipe.masks, scores, images)
+            self.rule, self.threshold = rule.rule, rule.threshold or 0.0
+        inputs: dict[str, Any] = {
+            "scores": before,
+            "settings": step.config.model_dump(mode="json"),
+            "max_side": self._max_side,
+            "threshold": self.threshold,
+            "images": images.fingerprint(),
+        }
+        if "features" in step.needs:
+            inputs["train"] = _trained(run)
+        if "affinity" in step.needs:
+            inputs |= training_inputs(run, recipe, step.config, self.threshold)
+        self.stage = Stage(folder, self.name, inputs, recipe.seed)
+
+    @property
+    def _max_side(self) -> int | None:
+        own = self.step.config.max_side
+        return self.recipe.seeds.max_side if own is None else own
+
+    def run(self) -> None:
+        """Does what is not done yet."""
+        if self.stage.finished:
+            return
+        device = pick_device(self.recipe.runtime.accelerator)
+        with self.stage.working():
+            provide = self._provider(device)
+            todo = [s for s in self.images if not self._path(s).exists()]
+            done = len(self.images) - len(todo)
+
+            def one(sample: Sample, read: tuple[np.ndarray, ScoreFile]) -> None:
+                image, seed = read
+                if len(seed.foreground()[0]):
+                    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+                    seed = self.step(provide(Given(pixels, seed, self.threshold)))
+                write_scores(self._path(sample), seed, dtype=self.recipe.seeds.dtype)
+
+            with Bar(self.name, len(self.images), done) as bar:
+                for _ in self._over(one, todo):
+                    bar.step()
+            self.stage.results |= {"images": len(self.images)}
+            if self.rule is not None:
+                self.stage.results |= {"rule": self.rule, "threshold": round(self.threshold, 4)}
+
+    def _over(
+        self, one: Callable[[Sample, tuple[np.ndarray, ScoreFile]], None], todo: list[Sample]
+    ) -> Iterable[None]:
+        if self.step.alone:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                yield from pool.map(lambda s: one(s, self._read(s)), todo)
+        else:
+            for sample, read in ahead(self._read, todo):
+                yield one(sample, read)
+
+    def _read(self, sample: Sample) -> tuple[np.ndarray, ScoreFile]:
+        return (
+            read_image(sample.image, max_side=self._max_side),
+            read_scores(scores_path(self.scores, sample.id)),
+        )
+
+    def _path(self, sample: Sample) -> Path:
+        return scores_path(self.folder / "scores", sample.id)
+
+    def _provider(self, device: torch.device) -> Callable[[Given], Given]:
+        """What adds to each image's ``Given`` that which the step needs."""
+        if "features" in self.step.needs:
+            return _features(load(self.run_folder.require("train")).to(device), self.step.config)
+        if "affinity" in self.step.needs:
+            predictor = train_affinity(
+                self.run_folder,
+                self.stage,
+                self.recipe,
+                self.images,
+                self.scores,
+                self.step.config,
+                self.threshold,
+            )
+            return _affinity(predictor.to(device))
+        return lambda given: given
+
+
+def _features(predictor: Predictor, config: SCGStep.Config) -> Callable[[Given], Given]:
+    model = predictor.model
+    assert isinstance(model, Method)
+    names = [level.name for level in model.backbone.levels]
+    wanted = names if config.levels is None else list(config.levels)
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise UserError(
+            f"the backbone has no level {unknown[0]!r}",
+            where="refine: scg.levels",
+            mend=f"use some of: {', '.join(names)}",
+        )
+
+    def provide(given: Given) -> Given:
+        with evaluating(model):
+            levels = model.features(predictor.normalise(given.image))
+        kept = tuple(levels[names.index(name)].clone() for name in wanted)
+        return replace(given, features=kept)
+
+    return provide
+
+
+def _affinity(predictor: Predictor) -> Callable[[Given], Given]:
+    network = predictor.model.network  # type: ignore[union-attr]
+    stride = network.branch.stride
+
+    def provide(given: Given) -> Given:
+        height, width = given.size
+        grid = (-(-height // stride), -(-width // stride))
+        with evaluating(predictor.model) as model:
+            maps = multi_scale(model, given.image, predictor.normalise, flip=True, size=grid)
+        return replace(given, affinity=maps.scores.clone())
+
+    return provide
+
+
+def _numpy(maps: Tensor) -> np.ndarray:
+    return maps[0].clamp(0, 1).cpu().numpy()
+
+
+def _needs(need: str, chain: Iterable[Step]) -> bool:
+    return any(need in step.needs for step in chain)
+
+
+def _trained(run: RunFolder) -> str | None:
+    record = run.record("train")
+    return record.fingerprint if record else None
+
+
+def _remove_other_steps(run: RunFolder, recipe: Recipe) -> None:
+    """Folders of steps that the recipe no longer has."""
+    own = {run.scores_folder(recipe.steps, i).parent.name for i in range(len(recipe.steps))}
+    for folder in run.stage_folder("refine").iterdir():
+        if folder.is_dir() and folder.name not in own:
+            shutil.rmtree(folder)

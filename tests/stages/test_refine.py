@@ -1,0 +1,267 @@
+"""Refinement as a stage: a chain of steps, each with a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.stages.conftest import TINY, contents
+from weakseg.data.images import read_mask
+from weakseg.data.scorefile import ScoreFile, read_scores
+from weakseg.errors import UserError
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import Recipe, load_recipe
+from weakseg.runfolder import RunFolder
+from weakseg.stages import refine as refining
+from weakseg.stages.affinity import sure_labels
+from weakseg.stages.refine import Given, resolve_steps, steps
+
+TRAIN = {"steps": 2, "batch": 4, "crop": 64}
+CHAINS: dict[str, list] = {
+    "pamr": ["pamr"],
+    "scg+pamr": [{"scg": {"levels": ["C3", "C4"]}}, "pamr"],
+    "affinity+crf": [{"affinity": {"train": TRAIN, "steps": 8}}, {"crf": {"iterations": 2}}],
+    "psa": [
+        {"affinity": {"kind": "psa", "train": TRAIN, "steps": 8, "labels": {"harden": "pamr"}}}
+    ],
+    "label crf": [{"crf": {"unary": "label", "preset": "label", "iterations": 1}}],
+}
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory, request) -> Path:
+    """A run up to its seeds, to be copied."""
+    root = request.getfixturevalue("shapes_root")
+    recipe = load_recipe(TINY, overrides={"data": {"root": str(root)}})
+    return run_recipe(recipe, tmp_path_factory.mktemp("seeded") / "run", until="seeds").folder
+
+
+@pytest.fixture
+def started(seeded: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    import shutil
+
+    return Path(shutil.copytree(seeded, tmp_path / "run"))
+
+
+def _recipe(folder: Path, chain: list, **more) -> Recipe:
+    return load_recipe(folder / "recipe.yaml", overrides={"refine": chain, **more})
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_chain_runs_and_masks_follow_its_last_scores(started: Path, name: str):
+    recipe = _recipe(started, CHAINS[name])
+    seeds = contents(started, "3-seeds/scores/**/*")
+    run_recipe(recipe, started, until="masks")
+    run = RunFolder(started)
+    folders = [run.scores_folder(recipe.steps, i) for i in range(len(recipe.steps))]
+    assert [f.parent.name for f in folders] == [f"{i + 1}-{s}" for i, s in enumerate(recipe.steps)]
+    for folder in folders:
+        assert {p.removeprefix("train/") for p in contents(folder, "**/*.npz")} == {
+            Path(p).name for p in seeds
+        }
+    assert contents(started, "3-seeds/scores/**/*") == seeds
+    changed = False
+    for file in sorted(folders[-1].rglob("*.npz")):
+        relative = file.relative_to(folders[-1])
+        before = read_scores(started / "3-seeds/scores" / relative)
+        after = read_scores(file)
+        assert after.size == before.size
+        assert set(after.foreground()[0]) == set(before.foreground()[0])
+        assert after.scores.min() >= 0 and after.scores.max() <= 1
+        changed |= not np.array_equal(
+            after.full_size().foreground()[1], before.full_size().foreground()[1]
+        )
+        full = after.full_size()
+        best, winner = full.best()
+        limit = full.background()
+        rule = json.loads((started / "5-masks/rule.json").read_text())
+        if limit is None:
+            limit = np.float32(rule["threshold"])
+        else:
+            assert rule["rule"] == "map" and rule["threshold"] is None
+        mask = read_mask((started / "5-masks/masks" / relative).with_suffix(".png"))
+        assert np.array_equal(mask, np.where(best > limit, winner, 0))
+    assert changed
+
+
+def test_a_second_run_skips_and_a_change_of_the_last_step_keeps_the_first(started: Path):
+    run_recipe(_recipe(started, ["pamr", "crf"]), started, until="refine")
+    first = contents(started, "4-refine/1-pamr/**/*")
+    last = contents(started, "4-refine/2-crf/**/*")
+    run_recipe(_recipe(started, ["pamr", "crf"]), started, until="refine")
+    assert contents(started, "4-refine/2-crf/**/*") == last
+    run_recipe(_recipe(started, ["pamr", {"crf": {"iterations": 1}}]), started, until="refine")
+    assert contents(started, "4-refine/1-pamr/**/*") == first
+    assert contents(started, "4-refine/2-crf/scores/**/*") != last
+    run_recipe(_recipe(started, ["pamr"]), started, until="refine")
+    assert contents(started, "4-refine/1-pamr/**/*") == first
+    assert not (started / "4-refine/2-crf").exists()
+
+
+@pytest.mark.parametrize("chain", [["pamr"], CHAINS["psa"]], ids=["pamr", "psa"])
+def test_interrupted_work_goes_on_with_the_same_result(started, tmp_path, monkeypatch, chain):
+    import shutil
+
+    whole = Path(shutil.copytree(started, tmp_path / "whole"))
+    run_recipe(_recipe(whole, chain), whole, until="refine")
+    step = steps[_recipe(whole, chain).steps[0]]
+    calls, original = 0, step.__call__
+
+    def failing(self, given):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return original(self, given)
+
+    monkeypatch.setattr(step, "__call__", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(_recipe(started, chain), started, until="refine")
+    assert 0 < len(contents(started, "4-refine/*/scores/**/*.npz")) < 24
+    run_recipe(_recipe(started, chain), started, until="refine")
+    assert calls == 25  # what was done is not done again
+    pattern = "4-refine/*/scores/**/*"
+    assert contents(started, pattern) == contents(whole, pattern)
+
+
+def test_the_evaluation_has_a_row_for_every_step(started: Path):
+    chain = ["pamr", {"crf": {"iterations": 1}}]
+    run_recipe(_recipe(started, chain, segmenter={"enabled": False}), started)
+    rows = json.loads((started / "8-evaluate/results.json").read_text())["rows"]
+    found = {(r["stage"], r["rule"], r["crf"]) for r in rows}
+    assert found == {
+        ("seed", "oracle", "none"),
+        ("refined: pamr", "oracle", "none"),
+        ("refined: pamr + crf", "oracle", "yes"),
+        ("mask", "label-free", "yes"),
+    }
+    threshold = next(r["threshold"] for r in rows if r["stage"] == "mask")
+    assert 0 < threshold < 1  # the one that the CRF weighed the scores against
+    page = (started / "report.html").read_text()
+    assert "refined: pamr, then crf" in page and "refined scores" in page
+
+
+def test_ground_truth_is_not_looked_at(started: Path, monkeypatch):
+    from weakseg.data import images
+
+    def forbidden(path):
+        if "4-refine" in str(path):
+            return original(path)  # its own sure labels
+        raise AssertionError(f"{path} was opened")
+
+    original = images.read_mask
+    recipe = _recipe(started, CHAINS["affinity+crf"])
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "read_mask", forbidden)
+        patched.setattr("weakseg.data.loading.read_mask", forbidden)
+        run_recipe(recipe, started, until="refine")
+    assert (started / "4-refine/2-crf/stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        (["pamer"], "pamr"),
+        ([{"pamr": {"iteration": 3}}], "iterations"),
+        ([{"crf": {"preset": "hard"}}], "soft"),
+        (["affinity", "affinity"], "keep one"),
+        ([{"affinity": {"labels": {"harden": "graphcut"}}}], "crf"),
+    ],
+)
+def test_wrong_steps_are_named_before_data_are_touched(tmp_path: Path, chain: list, said: str):
+    recipe = load_recipe({"data": {"root": "/nowhere"}, "refine": chain})
+    with pytest.raises(UserError) as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert said in str(caught.value)
+
+
+def test_a_level_that_the_backbone_lacks_is_named(started: Path):
+    with pytest.raises(UserError, match="no level 'C9'"):
+        run_recipe(_recipe(started, [{"scg": {"levels": ["C9"]}}]), started, until="refine")
+
+
+def test_images_without_tags_stay_empty(started: Path):
+    empty = sorted((started / "3-seeds/scores").rglob("*.npz"))[0]
+    with np.load(empty) as file:
+        kept = dict(file)
+    kept |= {"classes": kept["classes"][:0], "scores": kept["scores"][:0]}
+    np.savez_compressed(empty, **kept)
+    run_recipe(_recipe(started, ["pamr", "crf"]), started, until="masks")
+    relative = empty.relative_to(started / "3-seeds/scores")
+    assert not len(read_scores(started / "4-refine/2-crf/scores" / relative).classes)
+    assert not read_mask((started / "5-masks/masks" / relative).with_suffix(".png")).any()
+
+
+@pytest.mark.parametrize("name", list(steps))
+def test_every_step_says_what_it_is(name: str):
+    step = steps[name]
+    assert step.idea and step.needs <= {"threshold", "features", "affinity"}
+    assert resolve_steps([{"name": name}])[0].config == step.Config()
+
+
+def _seed(maps: np.ndarray, ids: tuple[int, ...]) -> ScoreFile:
+    return ScoreFile(np.array(ids, np.int16), maps.astype(np.float32), 1, maps.shape[1:])
+
+
+def test_sure_labels_are_where_two_thresholds_agree():
+    maps = np.zeros((2, 1, 6), np.float32)
+    maps[0, 0, :3] = 0.9, 0.35, 0.02
+    maps[1, 0, 3:] = 0.8, 0.31, 0.04
+    image = np.zeros((1, 6, 3), np.uint8)
+    labels = sure_labels(image, _seed(maps, (4, 7)), 0.33, 0.05, "none")
+    assert labels.tolist() == [[4, 4, 0, 7, 255, 0]]
+
+
+def test_sure_labels_of_an_image_without_classes_are_background():
+    labels = sure_labels(
+        np.zeros((4, 5, 3), np.uint8), _seed(np.zeros((0, 4, 5)), ()), 0.3, 0.1, "crf"
+    )
+    assert labels.shape == (4, 5) and not labels.any()
+
+
+@pytest.mark.parametrize("harden", ["crf", "pamr"])
+def test_hardened_labels_follow_the_image(harden: str):
+    """A blurred blob over a red square: what is sure of the class lies on the square."""
+    image = np.full((48, 48, 3), 40, np.uint8)
+    image[16:32, 16:32] = (220, 20, 20)
+    y, x = np.mgrid[:48, :48]
+    maps = np.exp(-((y - 24) ** 2 + (x - 24) ** 2) / 120)[None]
+    labels = sure_labels(image, _seed(maps, (3,)), 0.3, 0.05, harden)
+    inside = np.zeros((48, 48), bool)
+    inside[16:32, 16:32] = True
+    assert (labels[inside] == 3).mean() > 0.9
+    assert (labels[~inside] == 3).mean() < 0.05
+
+
+def test_a_refined_score_follows_the_image():
+    """What the steps are for: the map of a blob ends where the object does."""
+    image = np.full((48, 48, 3), 40, np.uint8)
+    image[16:32, 16:32] = (220, 20, 20)
+    y, x = np.mgrid[:48, :48]
+    maps = np.exp(-((y - 24) ** 2 + (x - 24) ** 2) / 120)[None]
+    given = Given(torch.from_numpy(image).permute(2, 0, 1)[None], _seed(maps, (3,)), 0.3)
+    inside = np.zeros((48, 48), bool)
+    inside[16:32, 16:32] = True
+
+    def contrast(scores: np.ndarray) -> float:
+        return float(scores[inside].mean() - scores[~inside].mean())
+
+    before = contrast(maps[0])
+    for name in ("pamr", "crf"):
+        (step,) = resolve_steps([{"name": name}])
+        assert contrast(step(given).foreground()[1][0]) > before, name
+
+
+def test_the_stage_waits_for_what_a_step_needs():
+    assert {name: set(steps[name].needs) for name in steps} == {
+        "pamr": set(),
+        "scg": {"features"},
+        "affinity": {"threshold", "affinity"},
+        "crf": {"threshold"},
+    }
+    assert refining.Step.needs == frozenset()
