@@ -71,7 +71,10 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "seeds": {"scales": [1, 0.5], "flip": True, "max_side": 256},
         "segmenter": {"train": {"steps": 375, "crop": 192, "batch": 16, "resize": [0.75, 1.75]}},
         "steps": {
-            "affinity": {"train": {"steps": 240, "crop": 192, "batch": 16}},
+            "affinity": {
+                "labels": {"max_side": 256},
+                "train": {"steps": 240, "crop": 256, "batch": 16},
+            },
         },
         "predict": {"max_side": 256},
         "lists": ("report_320", "val_160"),

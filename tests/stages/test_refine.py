@@ -23,7 +23,7 @@ from weakseg.stages.refine import Given, resolve_steps, steps
 TRAIN = {"steps": 2, "batch": 4, "crop": 64}
 CHAINS: dict[str, list] = {
     "pamr": ["pamr"],
-    "scg+pamr": [{"scg": {"levels": ["C3", "C4"]}}, "pamr"],
+    "scg+pamr": [{"scg": {"levels": None}}, "pamr"],
     "affinity+crf": [{"affinity": {"train": TRAIN, "steps": 8}}, {"crf": {"iterations": 2}}],
     "psa": [
         {"affinity": {"kind": "psa", "train": TRAIN, "steps": 8, "labels": {"harden": "pamr"}}}
@@ -178,11 +178,6 @@ def test_wrong_steps_are_named_before_data_are_touched(tmp_path: Path, chain: li
     with pytest.raises(UserError) as caught:
         run_recipe(recipe, tmp_path / "run")
     assert said in str(caught.value)
-
-
-def test_a_level_that_the_backbone_lacks_is_named(started: Path):
-    with pytest.raises(UserError, match="no level 'C9'"):
-        run_recipe(_recipe(started, [{"scg": {"levels": ["C9"]}}]), started, until="refine")
 
 
 def test_images_without_tags_stay_empty(started: Path):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from weakseg.ops.random_walk import half_disc
 
 from weakseg.data.loading import IGNORE, MaskBatch
 from weakseg.networks.affinity import AffinityNetwork
 from weakseg.networks.backbone import make_backbone
+from weakseg.ops.random_walk import half_disc
 from weakseg.training.affinity import AffinityLearner, pair_losses
 
 SHARES = {"background": 0.25, "foreground": 0.25, "different": 0.5}

@@ -77,6 +77,9 @@ class FeatureBranch(nn.Module):
 class AffinityNetwork(nn.Module):
     """A backbone with one of the two branches.
 
+    Attributes:
+        stride: Pixels in one cell of the output.
+
     Args:
         backbone: Any backbone.
         kind: ``irn``: boundary logits at stride 4; ``psa``: features at stride 8.
@@ -88,7 +91,9 @@ class AffinityNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.branch = (EdgeBranch if kind == "irn" else FeatureBranch)(backbone.levels)
+        branch = EdgeBranch if kind == "irn" else FeatureBranch
+        self.branch = branch(backbone.levels)
+        self.stride = branch.stride
         self.train_backbone = train_backbone
         self.backbone.requires_grad_(train_backbone)
         self.train()
@@ -102,8 +107,7 @@ class AffinityNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Boundary logits (B, 1, h, w) or features (B, 448, h, w) of normalised images."""
-        stride = self.branch.stride
-        size = (-(-images.shape[-2] // stride), -(-images.shape[-1] // stride))
+        size = (-(-images.shape[-2] // self.stride), -(-images.shape[-1] // self.stride))
         with torch.set_grad_enabled(self.train_backbone and torch.is_grad_enabled()):
             features = self.backbone(images)
         return self.branch(features, size)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 __all__ = ["IGNORE", "Metrics", "ThresholdSweep", "confusion_matrix", "metrics"]
 
@@ -31,6 +30,10 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     Raises:
         ValueError: Sizes differ, or an id above K that is not 255.
     """
+    from torchmetrics.functional.classification import (  # takes seconds: not for all operators
+        multiclass_confusion_matrix,
+    )
+
     _validate(prediction, truth, num_classes)
     columns = np.where(prediction == IGNORE, num_classes + 1, prediction)
     counts = multiclass_confusion_matrix(

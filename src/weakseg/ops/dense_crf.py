@@ -425,7 +425,11 @@ def _require_labels(image: Tensor, labels: Tensor, num_classes: int, ignore: int
         )
     expected = (len(image), *image.shape[-2:])
     if labels.shape != expected:
-        mend = "add the batch with labels[None]" if labels.ndim == 2 else "resize them with nearest"
+        mend = (
+            "add the batch with labels[None]"
+            if labels.ndim == 2
+            else 'resize them with mode="nearest"'
+        )
         raise ValueError(
             f"labels must have the image's (B, H, W), {expected}, not {tuple(labels.shape)}; {mend}"
         )

@@ -22,7 +22,8 @@ from weakseg.ops.checks import require_batch, require_maps
 
 __all__ = ["self_correlation"]
 
-_EPS = 1e-10
+_EPS = 1e-10  # small beside columns that sum to 1 over N pixels
+_ROUNDING = 1e-5  # of float32: less than this is no difference, and not to be brought to [0, 1]
 _CHANNELS = 256  # features brought to the size of the maps at a time
 
 
@@ -54,9 +55,10 @@ def self_correlation(
     The columns of HSC, summed over the levels and brought to [0, 1], are added up over the certain
     foreground of a class (score >= ``foreground``) and over its certain background (score <=
     ``background``). Each of the two sums is brought to [0, 1]; the result is the positive part of
-    their difference, brought to [0, 1]. A class without certain foreground becomes zeros.
+    their difference, brought to [0, 1]. A class without certain foreground becomes zeros, and so
+    does one whose two sums are equal up to rounding.
 
-    Needs less than two N x N float32 matrices (from N = 2,048 on, one iteration), whatever the
+    Its tensors fit in two N x N float32 matrices (from N = 2,048 on, one iteration), whatever the
     number of channels and levels. The time goes into P P; its symmetry halves it, and only columns
     that some class uses are computed.
 
@@ -132,7 +134,9 @@ def self_correlation(
             for part in needed:
                 sums += sets[:, part] @ _unit_range(correlation[part])
             inside, outside = _unit_range(sums).chunk(2)
-            refined[b].flatten(1)[:, order_of_pixels] = _unit_range((inside - outside).relu())
+            lead = (inside - outside).relu()
+            lead *= lead.amax(1, keepdim=True) > _ROUNDING  # or the same columns made both sums
+            refined[b].flatten(1)[:, order_of_pixels] = _unit_range(lead)
     return refined
 
 
@@ -171,9 +175,11 @@ def _parts(used: int, pixels: int, rows: int) -> list[slice]:
 
 
 def _unit_range(rows: Tensor) -> Tensor:
-    """Brings each row to [0, 1]; a constant row becomes zeros. Rows sum to about 1, hence 1e-10."""
+    """Brings each row to [0, 1]; a row that is constant up to rounding becomes zeros."""
     low, high = rows.aminmax(dim=-1, keepdim=True)
-    return (rows - low) / (high - low + _EPS)
+    spread = high - low
+    scale = (spread > _ROUNDING * high) / (spread + _EPS)
+    return (rows - low).mul_(scale)
 
 
 def _similarity(
@@ -228,7 +234,7 @@ def _hierarchy(
     for i, part in enumerate(similarity.parts[:count]):
         second = next(products).mul_(scale[part, None]) if products else None
         hsc = similarity.block(i)
-        similarity.rows[i] = hsc[:, :0]  # later blocks read later rows only
+        similarity.rows[i] = hsc.new_empty(0)  # later blocks read later rows only
         hsc[:, part].diagonal().copy_(similarity.diagonal[part])
         hsc.mul_(firsts[part, None])
         if second is not None:
@@ -244,19 +250,27 @@ def _hierarchy(
 def _product(matrix: _Symmetric, scale: Tensor, count: int) -> Iterator[Tensor]:
     """The first ``count`` blocks of M diag(scale) M, (rows, N) each.
 
-    What lies left of the diagonal block has been computed above it, and waits, mirrored.
+    What lies left of a diagonal block has been computed above it, and waits, mirrored.
     """
     waiting: list[list[Tensor]] = [[] for _ in range(count)]
-    for i, part in enumerate(matrix.parts[:count]):
-        left = matrix.block(i).mul_(scale)
-        block = torch.zeros_like(left)
+    for i in range(count):
+        block = _product_block(matrix, scale, i)
         if waiting[i]:
-            block[:, : part.start] = torch.cat(waiting[i], 1)
+            block[:, : matrix.parts[i].start] = torch.cat(waiting[i], 1)
             waiting[i].clear()
-        for other, row in zip(matrix.parts[i:], matrix.rows[i:], strict=True):
-            before = slice(part.start, other.start)
-            block[:, other].addmm_(left[:, : other.stop], row.T)
-            block[:, before].addmm_(left[:, other], row[:, before])
         for j in range(i + 1, count):
-            waiting[j].append(block[:, matrix.parts[j]].T.contiguous())
+            waiting[j].append(block[:, matrix.parts[j]].T.clone())
         yield block
+        del block  # before the next one is made
+
+
+def _product_block(matrix: _Symmetric, scale: Tensor, i: int) -> Tensor:
+    """Block i of M diag(scale) M, (rows, N), zeros left of its diagonal block."""
+    left = matrix.block(i).mul_(scale)
+    block = torch.zeros_like(left)
+    start = matrix.parts[i].start
+    for part, row in zip(matrix.parts[i:], matrix.rows[i:], strict=True):
+        before = slice(start, part.start)
+        block[:, part].addmm_(left[:, : part.stop], row.T)
+        block[:, before].addmm_(left[:, part], row[:, before])
+    return block

@@ -7,10 +7,8 @@ image and scores; the stage provides it. To add one, register a class here.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -44,8 +42,11 @@ from weakseg.stages.affinity import AffinityConfig, train_affinity, training_inp
 from weakseg.stages.batches import ahead, pick_device
 from weakseg.stages.masks import choose_rule
 from weakseg.stages.seeds import scores_path
+from weakseg.training.affinity import AffinityLearner
 
 __all__ = ["Given", "Step", "refine", "resolve_steps", "steps"]
+
+_USUAL_SIDE = 500  # longer side of the images that the published number of steps was made for
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,10 @@ class Step:
         idea: One line.
         needs: Of ``threshold``, ``features`` (of the classifier), ``affinity`` (a network trained
             for it).
-        alone: True where the operator uses one core and images share the cores.
     """
 
     idea: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    alone: ClassVar[bool] = False
 
     class Config(Frozen):
         """Settings of the step."""
@@ -148,7 +147,9 @@ class SCGStep(Step):
         """Settings of SCG."""
 
         stride: PositiveInt = Field(8, description="pixels in one cell of the correlation maps")
-        levels: tuple[str, ...] | None = Field(None, description="such as [C4, C5]; null = all")
+        levels: PositiveInt | None = Field(
+            2, description="how many of the deepest levels; null = all, as published"
+        )
         first_threshold: float = Field(0.5, ge=0, lt=1)
         second_threshold: float = Field(0.1, ge=0)
         foreground: float = Field(0.3, gt=0, le=1)
@@ -182,15 +183,21 @@ class AffinityStep(Step):
     class Config(AffinityConfig, Step.Config):
         """Settings of the learned walk."""
 
+        max_side: PositiveInt | None = Field(
+            512, description="reduce larger images to this longer side; null = as seeds.max_side"
+        )
+
     def __call__(self, given: Given) -> ScoreFile:
         """Walks on the grid of the affinity network; divided by the maximum over classes."""
         c = self.config
         assert given.affinity is not None
         maps = given.maps((given.affinity.shape[-2], given.affinity.shape[-1]))
+        # A walk of n steps reaches sqrt(n) cells, so the same share of an image of any size.
+        steps = c.steps or max(1, round(256 * (max(given.size) / _USUAL_SIDE) ** 2))
         if c.kind == "irn":
-            walked = random_walk(maps, given.affinity, c.radius, c.beta or 10, c.steps)
+            walked = random_walk(maps, given.affinity, c.radius, c.beta or 10, steps)
         else:
-            walked = random_walk_from_features(maps, given.affinity, c.radius, c.beta or 8, c.steps)
+            walked = random_walk_from_features(maps, given.affinity, c.radius, c.beta or 8, steps)
         return given.result(walked / walked.amax().clamp(min=1e-5))
 
 
@@ -342,30 +349,16 @@ class _Work:
             provide = self._provider(device)
             todo = [s for s in self.images if not self._path(s).exists()]
             done = len(self.images) - len(todo)
-
-            def one(sample: Sample, read: tuple[np.ndarray, ScoreFile]) -> None:
-                image, seed = read
-                if len(seed.foreground()[0]):
-                    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
-                    seed = self.step(provide(Given(pixels, seed, self.threshold)))
-                write_scores(self._path(sample), seed, dtype=self.recipe.seeds.dtype)
-
             with Bar(self.name, len(self.images), done) as bar:
-                for _ in self._over(one, todo):
+                for sample, (image, seed) in ahead(self._read, todo):
+                    if len(seed.foreground()[0]):
+                        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+                        seed = self.step(provide(Given(pixels, seed, self.threshold)))
+                    write_scores(self._path(sample), seed, dtype=self.recipe.seeds.dtype)
                     bar.step()
             self.stage.results |= {"images": len(self.images)}
             if self.rule is not None:
                 self.stage.results |= {"rule": self.rule, "threshold": round(self.threshold, 4)}
-
-    def _over(
-        self, one: Callable[[Sample, tuple[np.ndarray, ScoreFile]], None], todo: list[Sample]
-    ) -> Iterable[None]:
-        if self.step.alone:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                yield from pool.map(lambda s: one(s, self._read(s)), todo)
-        else:
-            for sample, read in ahead(self._read, todo):
-                yield one(sample, read)
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, ScoreFile]:
         return (
@@ -397,28 +390,20 @@ class _Work:
 def _features(predictor: Predictor, config: SCGStep.Config) -> Callable[[Given], Given]:
     model = predictor.model
     assert isinstance(model, Method)
-    names = [level.name for level in model.backbone.levels]
-    wanted = names if config.levels is None else list(config.levels)
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise UserError(
-            f"the backbone has no level {unknown[0]!r}",
-            where="refine: scg.levels",
-            mend=f"use some of: {', '.join(names)}",
-        )
 
     def provide(given: Given) -> Given:
         with evaluating(model):
             levels = model.features(predictor.normalise(given.image))
-        kept = tuple(levels[names.index(name)].clone() for name in wanted)
-        return replace(given, features=kept)
+        kept = levels if config.levels is None else levels[-config.levels :]
+        return replace(given, features=tuple(level.clone() for level in kept))
 
     return provide
 
 
 def _affinity(predictor: Predictor) -> Callable[[Given], Given]:
-    network = predictor.model.network  # type: ignore[union-attr]
-    stride = network.branch.stride
+    learner = predictor.model
+    assert isinstance(learner, AffinityLearner)
+    stride = learner.network.stride
 
     def provide(given: Given) -> Given:
         height, width = given.size

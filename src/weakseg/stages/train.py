@@ -6,6 +6,7 @@ RUN``), because Lightning starts the main script again in every rank.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -73,12 +74,12 @@ def without_pace(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"checkpoint_every", "init_from"})
 
 
-def origin(config: TrainConfig) -> Any:
-    """What ``init_from`` points to now, so that other weights there mean other inputs."""
+def origin(config: TrainConfig) -> str | None:
+    """Digest of the weights that ``init_from`` points to: others there mean other inputs."""
     if config.init_from is None:
         return None
-    weights = find_model(config.init_from) / "model.safetensors"
-    return [str(weights), weights.stat().st_size, weights.stat().st_mtime_ns]
+    with (find_model(config.init_from) / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def run_training(
