@@ -22,6 +22,7 @@ reporting and 160 of val), with weaker ImageNet weights than usual: its numbers 
 each other and cannot be compared with published ones. `oracle` means that the threshold was chosen
 with ground truth; `label-free` that it was found from images and tags alone.
 """
+CHAINS = ("pamr", "scg", "scg + pamr", "affinity", "affinity + crf")
 
 
 def main() -> None:
@@ -56,7 +57,8 @@ def _refinement() -> list[str]:
         "| scores | mIoU, oracle | mIoU, label-free | FP | FN | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for stage, kinds in found.items():
+    order = ["seed", *(f"refined: {chain}" for chain in CHAINS)]
+    for stage, kinds in sorted(found.items(), key=lambda item: order.index(item[0])):
         name = "CAM" if stage == "seed" else "+ " + stage.removeprefix("refined: ")
         oracle, mask = kinds.get("oracle", {}), kinds.get("mask", {})
         shared = [seed for seed in mask if seed in oracle]

@@ -286,15 +286,21 @@ def report(folder: Path, /) -> None:
 
 @app.command(name="methods")
 def list_methods() -> None:
-    """List the methods and the shipped recipes."""
+    """List the methods, the steps of refinement, and the shipped recipes."""
     from rich.table import Table
 
     from weakseg.methods import methods
+    from weakseg.stages.refine import steps
 
     table = Table("method", "paper", "idea", box=None)
     for name in methods:
         card = methods[name].card
         table.add_row(name, card.paper, card.idea)
+    console.print(table)
+    table = Table("step of refine", "idea", box=None)
+    for name in steps:
+        table.add_row(name, steps[name].idea)
+    console.print("")
     console.print(table)
     console.print(f"\nrecipes: {', '.join(shipped_recipes())}")
 

@@ -245,3 +245,4 @@ def test_methods_lists_cards_and_recipes(capsys):
     printed = capsys.readouterr().err
     assert "cam" in printed
     assert "demo" in printed
+    assert "pamr" in printed and "crf" in printed

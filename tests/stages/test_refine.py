@@ -14,7 +14,7 @@ from weakseg.data.images import read_mask
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.errors import UserError
 from weakseg.pipeline import run_recipe
-from weakseg.recipe import Recipe, load_recipe
+from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 from weakseg.stages import refine as refining
 from weakseg.stages.affinity import sure_labels
@@ -197,6 +197,25 @@ def test_every_step_says_what_it_is(name: str):
     step = steps[name]
     assert step.idea and step.needs <= {"threshold", "features", "affinity"}
     assert resolve_steps([{"name": name}])[0].config == step.Config()
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_name_steps_that_exist(name: str):
+    recipe = load_recipe(name)
+    assert len(resolve_steps(recipe.refine)) == len(recipe.steps)
+
+
+@pytest.mark.parametrize(("side", "steps"), [(500, 256), (250, 64), (1000, 1024), (10, 1)])
+def test_the_walk_reaches_the_same_share_of_an_image_of_any_size(monkeypatch, side, steps):
+    asked = []
+    monkeypatch.setattr(
+        refining, "random_walk", lambda maps, *rest: asked.append(rest[-1]) or maps.clone()
+    )
+    image = torch.zeros(1, 3, side // 2, side, dtype=torch.uint8)
+    (step,) = resolve_steps([{"name": "affinity"}])
+    seed = _seed(np.ones((1, 2, 4)), (1,))
+    step(Given(image, seed, 0.3, affinity=torch.zeros(1, 1, 2, 4)))
+    assert asked == [steps]
 
 
 def _seed(maps: np.ndarray, ids: tuple[int, ...]) -> ScoreFile:

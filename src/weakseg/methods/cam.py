@@ -40,7 +40,7 @@ class CAM(Method):
         paper="Zhou et al., CVPR 2016",
         year=2016,
         idea="a classifier's linear layer, applied at every position, shows where it found each class",
-        recipes=("demo", "voc12/cam_r50"),
+        recipes=("demo", "voc12/cam_r50", "voc12/irn_r50"),
         published={"VOC train seed mIoU (irn, ResNet-50, oracle threshold)": 48.3},
     )
 

@@ -119,6 +119,8 @@ def self_correlation(
             correlation = torch.zeros((columns, pixels), device=cams.device)
             for level in features:
                 similarity = _similarity(level[b], size, order_of_pixels, parts, first_threshold)
+                if similarity.sums().min() >= (pixels - 1) * (1 - 1e-6):
+                    continue  # all pixels are alike: only rounding would be stretched below
                 found = _hierarchy(
                     similarity,
                     len(needed),
