@@ -28,6 +28,7 @@ SURFACE = {
     "report": set(),
     "run": {"--out", "--recipe", "--masks", "--classes", "--untagged", "--dry-run", "--set"},
     "seeds": {"--set"},
+    "refine": {"--set"},
     "segment": {"--set"},
     "sweep": {"--thresholds"},
     "train": {"--set"},

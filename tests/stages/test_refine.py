@@ -103,6 +103,24 @@ def test_a_second_run_skips_and_a_change_of_the_last_step_keeps_the_first(starte
     assert not (started / "4-refine/2-crf").exists()
 
 
+def test_another_walk_does_not_train_again(started: Path):
+    def walk(**settings):
+        chain = [{"affinity": {"train": TRAIN, "labels": {"harden": "none"}} | settings}]
+        run_recipe(_recipe(started, chain), started, until="refine")
+        return (
+            contents(started, "4-refine/1-affinity/scores/**/*"),
+            (started / "4-refine/network/last.ckpt").stat().st_mtime_ns,
+            contents(started, "4-refine/network/labels/**/*"),
+        )
+
+    first, other, lenient = walk(steps=2), walk(steps=8), walk(labels={"harden": "pamr"})
+    assert first[0] != other[0]
+    assert first[1:] == other[1:]
+    assert other[1] != lenient[1] and other[2] != lenient[2]
+    run_recipe(_recipe(started, ["pamr"]), started, until="refine")
+    assert not (started / "4-refine/network").exists()
+
+
 @pytest.mark.parametrize("chain", [["pamr"], CHAINS["psa"]], ids=["pamr", "psa"])
 def test_interrupted_work_goes_on_with_the_same_result(started, tmp_path, monkeypatch, chain):
     import shutil

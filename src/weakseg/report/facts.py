@@ -185,7 +185,11 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
         scores=tuple(_score(row) for row in entries(results, "rows") if isinstance(row, dict)),
         sweep=_sweep(results.get("sweep")),
         worst=_worst(results.get("worst")),
-        losses={name: _losses(run.stage_folder(name)) for name in ("train", "segment")},
+        losses={
+            "train": _losses(run.stage_folder("train")),
+            "refine": _losses(run.stage_folder("refine") / "network"),
+            "segment": _losses(run.stage_folder("segment")),
+        },
         date=_date(run),
     )
 

@@ -407,7 +407,8 @@ def _legend(lines: Sequence[Series]) -> list[tuple[str, int]]:
 
 
 def _trainings(facts: Facts) -> Iterator[tuple[str, list[Chart]]]:
-    for stage, title in (("train", "Method"), ("segment", "Segmenter")):
+    titles = {"train": "Method", "refine": "Affinity network", "segment": "Segmenter"}
+    for stage, title in titles.items():
         curves = facts.losses.get(stage, {})
         lines = [Series(term, points) for term, points in curves.items() if term != "lr"]
         if not any(line.points for line in lines):

@@ -38,7 +38,9 @@ from weakseg.training.affinity import AffinityLearner
 from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
 
-__all__ = ["AffinityConfig", "sure_labels", "train_affinity", "training_inputs"]
+__all__ = ["AffinityConfig", "network_folder", "network_stage", "sure_labels", "train_affinity"]
+
+_OF_NETWORK = {"kind", "from_classifier", "train_backbone", "train_radius", "labels"}
 
 
 class AffinityTrainConfig(TrainConfig):
@@ -102,19 +104,35 @@ class AffinityConfig(Frozen):
     )
 
 
-def training_inputs(
-    run: RunFolder, recipe: Recipe, config: AffinityConfig, threshold: float
-) -> dict[str, Any]:
-    """Everything beyond the scores before it that decides the step's result."""
+def network_stage(
+    run: RunFolder,
+    recipe: Recipe,
+    images: Collection,
+    config: AffinityConfig,
+    threshold: float,
+    before: str | None,
+) -> Stage:
+    """The network's labels and training, kept apart so that another walk does not repeat them.
+
+    ``before`` is the fingerprint of the scores that the labels are made of.
+    """
     classifier = run.record("train")
-    return {
-        "settings": config.model_dump(mode="json", exclude={"train"}),
+    inputs = {
+        "scores": before,
+        "settings": config.model_dump(mode="json", include=_OF_NETWORK),
         "train": without_pace(config.train),
         "backbone": _spec(recipe, config).model_dump(mode="json"),
         "classifier": classifier.fingerprint if classifier and config.from_classifier else None,
         "threshold": threshold,
+        "images": images.fingerprint(),
         "seed": recipe.seed,
     }
+    return Stage(network_folder(run), "affinity network", inputs, recipe.seed)
+
+
+def network_folder(run: RunFolder) -> Path:
+    """Where a run keeps its affinity network."""
+    return run.stage_folder("refine") / "network"
 
 
 def train_affinity(
@@ -126,13 +144,22 @@ def train_affinity(
     config: AffinityConfig,
     threshold: float,
 ) -> Predictor:
-    """The trained network, whose maps are boundary probabilities or features."""
-    labels = stage.folder / "labels"
-    missing = [s for s in images if not (labels / f"{s.id}.png").exists()]
-    _write_labels(missing, scores, labels, config.labels, threshold)
-    run_training(
-        run, stage, recipe, __name__, lambda: _results(_fit(run, recipe, images, placement(recipe)))
-    )
+    """The network of ``network_stage``, trained where it is not yet.
+
+    Its maps are boundary probabilities or features.
+    """
+    if not stage.finished:
+        with stage.working():
+            labels = stage.folder / "labels"
+            missing = [s for s in images if not (labels / f"{s.id}.png").exists()]
+            _write_labels(missing, scores, labels, config.labels, threshold)
+            run_training(
+                run,
+                stage,
+                recipe,
+                __name__,
+                lambda: _results(_fit(run, recipe, images, placement(recipe))),
+            )
     model = _fit(run, recipe, images, Placement("cpu")).model  # from its last checkpoint
     backbone = model.backbone
     return Predictor(model, ("affinity",), Normalise(tuple(backbone.mean), tuple(backbone.std)))
@@ -203,15 +230,15 @@ def _spec(recipe: Recipe, config: AffinityConfig) -> BackboneSpec:
     return config.backbone or recipe.backbone
 
 
-def _find(run: RunFolder, recipe: Recipe) -> tuple[Path, AffinityConfig]:
-    """Folder and settings of the recipe's affinity step; a recipe holds one at most."""
-    index = recipe.steps.index("affinity")
-    settings = {key: value for key, value in recipe.refine[index].items() if key != "name"}
-    return run.scores_folder(recipe.steps, index).parent, AffinityConfig.model_validate(settings)
+def _config(recipe: Recipe) -> AffinityConfig:
+    """Settings of the recipe's affinity step; a recipe holds one at most."""
+    step = recipe.refine[recipe.steps.index("affinity")]
+    of_network = AffinityConfig.model_fields
+    return AffinityConfig.model_validate({k: v for k, v in step.items() if k in of_network})
 
 
 def _fit(run: RunFolder, recipe: Recipe, images: Collection, where: Placement) -> TrainingResult:
-    folder, config = _find(run, recipe)
+    folder, config = network_folder(run), _config(recipe)
     spec = _spec(recipe, config)
     if config.from_classifier:  # all of its weights come from there
         norm = "frozen" if spec.norm_is_frozen else "trained"
@@ -253,4 +280,4 @@ def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, A
 
 
 if __name__ == "__main__":
-    launched(lambda run, recipe: _find(run, recipe)[0], _main)
+    launched(network_folder, _main)

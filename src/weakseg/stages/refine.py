@@ -38,7 +38,7 @@ from weakseg.ops import (
 from weakseg.recipe import Recipe
 from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.affinity import AffinityConfig, train_affinity, training_inputs
+from weakseg.stages.affinity import AffinityConfig, network_folder, network_stage, train_affinity
 from weakseg.stages.batches import ahead, pick_device
 from weakseg.stages.masks import choose_rule
 from weakseg.stages.seeds import scores_path
@@ -332,7 +332,10 @@ class _Work:
         if "features" in step.needs:
             inputs["train"] = _trained(run)
         if "affinity" in step.needs:
-            inputs |= training_inputs(run, recipe, step.config, self.threshold)
+            self.network = network_stage(run, recipe, images, step.config, self.threshold, before)
+            inputs["network"] = self.network.record.fingerprint
+            walk = {"max_side", "radius", "beta", "steps"}
+            inputs["settings"] = step.config.model_dump(mode="json", include=walk)
         self.stage = Stage(folder, self.name, inputs, recipe.seed)
 
     @property
@@ -376,7 +379,7 @@ class _Work:
         if "affinity" in self.step.needs:
             predictor = train_affinity(
                 self.run_folder,
-                self.stage,
+                self.network,
                 self.recipe,
                 self.images,
                 self.scores,
@@ -430,7 +433,9 @@ def _trained(run: RunFolder) -> str | None:
 
 def _remove_other_steps(run: RunFolder, recipe: Recipe) -> None:
     """Folders of steps that the recipe no longer has."""
-    own = {run.scores_folder(recipe.steps, i).parent.name for i in range(len(recipe.steps))}
+    own = {run.scores_folder(recipe.steps, i).parent for i in range(len(recipe.steps))}
+    if "affinity" in recipe.steps:
+        own.add(network_folder(run))
     for folder in run.stage_folder("refine").iterdir():
-        if folder.is_dir() and folder.name not in own:
+        if folder.is_dir() and folder not in own:
             shutil.rmtree(folder)

@@ -94,4 +94,4 @@ def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, A
 
 
 if __name__ == "__main__":
-    launched(lambda run, _: run.stage_folder("segment"), _main)
+    launched(lambda run: run.stage_folder("segment"), _main)

@@ -108,7 +108,7 @@ def run_training(
 
 
 def launched(
-    find: Callable[[RunFolder, Recipe], Path],
+    find: Callable[[RunFolder], Path],
     work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]],
 ) -> None:
     """Body of a launched training process: every rank runs it, the first one writes and reports.
@@ -117,7 +117,7 @@ def launched(
     """
     run = RunFolder(sys.argv[1])
     recipe = load_recipe(run.recipe_file)
-    folder = find(run, recipe)
+    folder = find(run)
     try:
         results = work(run, recipe, collect(recipe.data))
     except Exception as raised:
@@ -255,4 +255,4 @@ def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, A
 
 
 if __name__ == "__main__":
-    launched(lambda run, _: run.stage_folder("train"), _main)
+    launched(lambda run: run.stage_folder("train"), _main)
