@@ -24,6 +24,7 @@ from weakseg.data.samples import Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import MasksConfig, Recipe, load_recipe
+from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import judge_masks, sweep
@@ -44,7 +45,7 @@ CHAINS: dict[str, list[Any]] = {
         "crf",
     ],
 }
-SHOWN = 5
+SHOWN = 6
 SIDE = 128
 
 
@@ -67,25 +68,13 @@ def main() -> None:
         )
         run = RunFolder(run_recipe(recipe, folder, until="masks").folder)
         images = collect(recipe.data).split("train")
-        samples = samples or _telling(list(images))
+        samples = samples or choose(images, images.classes, SHOWN)
         columns.setdefault("image", [_image(s) for s in samples])
         columns[name] = [_scores(run, recipe, s) for s in samples]
         _append(_row(run, recipe, name, args.seed))
     columns["mask"] = [_mask(run.stage_folder("masks") / "masks" / f"{s.id}.png") for s in samples]
     columns["ground truth"] = [_mask(s.mask) for s in samples if s.mask is not None]
     _draw(columns)
-
-
-def _telling(samples: list[Sample]) -> list[Sample]:
-    """Images of two classes whose objects are not small."""
-
-    def large(sample: Sample) -> bool:
-        if sample.mask is None or len(sample.tags or ()) != 2:
-            return False
-        mask = read_mask(sample.mask)
-        return all((mask == i).mean() > 0.04 for i in np.unique(mask) if i not in (0, 255))
-
-    return [s for s in samples if large(s)][:SHOWN]
 
 
 def _row(run: RunFolder, recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
