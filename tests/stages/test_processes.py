@@ -99,7 +99,7 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
     (tmp_path / "recipe.yaml").write_text("{}")
     monkeypatch.setattr(train, "collect", lambda _: None)
-    train.launched("train", lambda *_: {})
+    train.launched(lambda run: run.stage_folder("train"), lambda *_: {})
     assert [p.name for p in tmp_path.rglob("*")] == ["recipe.yaml"]
 
 
