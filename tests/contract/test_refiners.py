@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import pytest
 import torch
 import torch.nn.functional as F
@@ -179,15 +178,13 @@ def close(found: Tensor, expected: Tensor, atol: float = 1e-6) -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """That many threads in torch and, as far as it has them, in numba."""
-    before = torch.get_num_threads(), numba.get_num_threads()
+    """That many threads in torch, which is what all refiners go by."""
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])
+        torch.set_num_threads(before)
 
 
 # -- values

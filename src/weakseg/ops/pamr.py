@@ -7,7 +7,6 @@ elsewhere they are sums over shifted tensors, which need no memory of (B, K, P, 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
@@ -16,9 +15,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import njit
 from torch import Tensor
 
 from weakseg.ops.checks import require_batch, require_image, require_maps
+from weakseg.ops.permutohedral import bounds, splitter
 
 __all__ = ["pamr"]
 
@@ -26,9 +27,6 @@ _STEPS = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
 _EPS = 1e-8
 _SIGMA_FACTOR = {"pamr": 0.1, "par": 0.3}
 _POSITION_WEIGHT = 0.01  # of PAR's term of distance
-
-# Two Python threads inside numba's parallel loops end the process where numba finds no OpenMP.
-_one_at_a_time = threading.Lock()
 
 
 class _Rule(NamedTuple):
@@ -187,34 +185,38 @@ def _with_loops(
     weights = np.empty((height, len(starts), width), np.float32)
     numbers = np.array([rule.factor, rule.eps, rule.centre, rule.appearance], np.float32)
     refined = torch.empty(maps.shape, dtype=torch.float32)
-    for b in range(len(maps)):
-        colours = np.pad(image[b].detach().numpy(), columns, "edge")
-        old = np.pad(maps[b].detach().numpy(), columns, "edge")
-        new = np.empty_like(old)
-        with _one_at_a_time:
-            weigh(colours, rows, starts, numbers, rule.square, rule.position, weights)
+    with splitter(torch.get_num_threads()) as split:
+
+        def over_rows(loop: Callable[..., None], *arguments: object) -> None:
+            split(lambda part, parts: loop(*bounds(height, part, parts), *arguments))
+
+        for b in range(len(maps)):
+            colours = np.pad(image[b].detach().numpy(), columns, "edge")
+            old = np.pad(maps[b].detach().numpy(), columns, "edge")
+            new = np.empty_like(old)
+            over_rows(weigh, colours, rows, starts, numbers, rule.square, rule.position, weights)
             for _ in range(iterations):
-                average(old, rows, starts, weights, new)
+                over_rows(average, old, rows, starts, weights, new)
                 old, new = new, old
-        refined[b] = torch.from_numpy(old[..., pad : pad + width])
+            refined[b] = torch.from_numpy(old[..., pad : pad + width])
     return refined
 
 
 @cache
 def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The compiled loops; inside a function because importing numba takes most of a second.
+    """The compiled loops over the rows from ``first`` to ``stop``.
 
     Each row is written by one thread alone, in one order: the number of threads changes nothing.
+    Numba's own parallel loops would change torch's number of threads for good (they share OpenMP).
     """
-    from numba import njit, prange
 
-    def weigh(colours, rows, starts, numbers, square, position, weights):
+    def weigh(first, stop, colours, rows, starts, numbers, square, position, weights):
         """Writes the weights (H, P, W) of an image (3, H, W + 2 pad)."""
-        height, neighbours, width = weights.shape
+        _, neighbours, width = weights.shape
         pad = (colours.shape[2] - width) // 2
         factor, eps, centre, appearance = numbers
         samples = np.float32(neighbours) + centre
-        for y in prange(height):
+        for y in range(first, stop):
             here = weights[y]
             here[:] = 0
             mean, scale = np.empty((2, width), np.float32)
@@ -255,11 +257,11 @@ def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
                 for x in range(width):
                     here[n, x] = appearance * here[n, x] / total[x] + position[n]
 
-    def average(old, rows, starts, weights, new):
+    def average(first, stop, old, rows, starts, weights, new):
         """One iteration over maps (K, H, W + 2 pad), the padding of ``new`` included."""
-        height, neighbours, width = weights.shape
+        _, neighbours, width = weights.shape
         pad = (old.shape[2] - width) // 2
-        for y in prange(height):
+        for y in range(first, stop):
             for k in range(len(old)):
                 total = new[k, y, pad : pad + width]
                 total[:] = 0
@@ -273,8 +275,8 @@ def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
 
     def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         try:
-            return njit(parallel=True, error_model="numpy", cache=True)(loop)
+            return njit(nogil=True, error_model="numpy", cache=True)(loop)
         except RuntimeError:  # no folder for the compiled code can be written
-            return njit(parallel=True, error_model="numpy")(loop)
+            return njit(nogil=True, error_model="numpy")(loop)
 
     return compiled(weigh), compiled(average)
