@@ -6,25 +6,22 @@
 The ``cpu`` budget is that of docs/architecture.md: resnet18, crop 192, batch 16; a CAM warm-up of
 10,000 image steps, made once per seed and shared by all methods, then 6,000 image steps of the
 method; seeds at scales {1, 0.5} + flip on images of at most 256 px; a segmenter of 6,000 image
-steps. With --refine, chains of steps are run on the seeds of such a run instead, and masks are
-made of their scores, without a segmenter. Interrupted runs go on. Masks of the subset are opened by
+steps. With --refine, chains of steps are run on the seeds of such a run instead (``none`` leaves the
+seeds as they are), and masks are made of their scores, without a segmenter. Interrupted runs go on. Masks of the subset are opened by
 the evaluation alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from rows import append, commit, device
 
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe
@@ -109,7 +106,7 @@ def main() -> None:
         run_recipe(recipe, folder, until="seeds")
         for chain in args.refine:
             branch = _branch(folder)
-            recipe = _recipe(args, seed, warm, tuple(chain.split(",")))
+            recipe = _recipe(args, seed, warm, () if chain == "none" else tuple(chain.split(",")))
             run_recipe(recipe, branch)
             _append(_rows(args, recipe, RunFolder(branch), seed))
 
@@ -134,7 +131,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--method", default="cam")
     parser.add_argument("--variant", default="", help="name of the settings given with --set")
-    parser.add_argument("--refine", nargs="+", default=[], help="chains such as scg,pamr")
+    parser.add_argument(
+        "--refine", nargs="+", default=[], help="chains such as scg,pamr; none = the seeds"
+    )
     parser.add_argument("--lists", nargs="+", default=None, help="default: those of the budget")
     parser.add_argument("--budget", choices=BUDGETS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -170,7 +169,7 @@ def _recipe(
         "train": train,
         "seeds": budget["seeds"],
         "refine": [{step: budget["steps"].get(step)} for step in steps],
-        "segmenter": budget["segmenter"] | {"enabled": not steps},
+        "segmenter": budget["segmenter"] | {"enabled": not args.refine},
         "predict": budget["predict"],
         "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in _lists(args)}},
     }
@@ -244,36 +243,11 @@ def _portable(args: argparse.Namespace) -> str:
 
 
 def _append(rows: list[dict[str, Any]]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append(RESULTS, [{key: row[key] for key in COLUMNS} for row in rows])
     for row in rows:
         print(
             row["list"], row["stage"], row["rule"], row["threshold"], row["miou"], file=sys.stderr
         )
-
-
-def device() -> str:
-    """What the numbers were computed on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def commit() -> str:
-    """Short hash of the commit, with a plus where the tree differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ("git", *words), cwd=HERE, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
 
 
 if __name__ == "__main__":

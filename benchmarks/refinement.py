@@ -10,14 +10,13 @@ mask that follows.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from quality import commit, device
+from rows import append, commit, device
 
 from weakseg.data.images import read_image, read_mask, voc_palette
 from weakseg.data.samples import Sample
@@ -101,12 +100,7 @@ def _row(run: RunFolder, recipe: Recipe, name: str, seed: int) -> dict[str, Any]
 
 
 def _append(row: dict[str, Any]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS, [row])
     print(row["chain"], row["oracle_miou"], row["miou"], row["fp"], row["fn"], file=sys.stderr)
 
 

@@ -10,13 +10,12 @@ class that suffers most from its context.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import commit, device
+from rows import append, commit, device
 
 from weakseg.data.samples import Collection
 from weakseg.data.scorefile import read_scores
@@ -79,13 +78,7 @@ def _append(seed: int, name: str, generator: int, images: Collection, scores: Pa
         "commit": commit(),
         "command": f"benchmarks/shapes.py --seeds {seed}",
     }
-    row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    append(RESULTS, [row])
     print(row, file=sys.stderr)
 
 

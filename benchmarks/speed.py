@@ -9,7 +9,6 @@ ours / reference for overheads (lower is better); ``work`` says which.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
-from quality import commit, device
+from rows import append, commit, device
 
 from weakseg.data.images import read_image, read_mask
 from weakseg.data.loading import Augment, StepBatches, TrainingImages, training_loader
@@ -54,17 +53,6 @@ from weakseg.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.csv"
-COLUMNS = [
-    "name",
-    "work",
-    "device",
-    "threads",
-    "ours_seconds",
-    "reference_seconds",
-    "ratio",
-    "peak_mb",
-    "commit",
-]
 ROUNDS = 5
 STEPS = 12
 AHEAD = 5  # more steps, so that the loader is as far ahead at the end as at the start
@@ -552,24 +540,18 @@ def main() -> None:
 
 
 def _append(name: str, found: Measured) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(
-            {
-                "name": name,
-                "work": found.work,
-                "device": device(),
-                "threads": torch.get_num_threads(),
-                "ours_seconds": round(found.ours, 3),
-                "reference_seconds": round(found.reference, 3),
-                "ratio": round(found.ratio, 3),
-                "peak_mb": round(found.peak_mb),
-                "commit": commit(),
-            }
-        )
+    row = {
+        "name": name,
+        "work": found.work,
+        "device": device(),
+        "threads": torch.get_num_threads(),
+        "ours_seconds": round(found.ours, 3),
+        "reference_seconds": round(found.reference, 3),
+        "ratio": round(found.ratio, 3),
+        "peak_mb": round(found.peak_mb),
+        "commit": commit(),
+    }
+    append(RESULTS, [row])
 
 
 if __name__ == "__main__":
