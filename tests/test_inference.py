@@ -280,6 +280,18 @@ def test_large_images_are_reduced_first(max_side: int | None):
     assert model.seen[0][0].shape == (2, 3, round(longer * 32 / 48), longer)
 
 
+@pytest.mark.parametrize("crf", ["soft", "label", "deeplab"])
+def test_a_crf_moves_predictions_to_the_edges_of_the_image(crf: str):
+    image = torch.zeros(1, 3, 40, 60, dtype=torch.uint8)
+    image[..., 30:] = 220
+    ramp = torch.linspace(0.3, 0.8, 60).expand(1, 1, 40, 60)  # one half is reached at pixel 23
+    model = Stub(lambda _: ramp, "probability", background=lambda _: 1 - ramp)
+    one_class = Predictor(model, ("x",), PLAIN, crf=crf)
+    blurred = Predictor(model, ("x",), PLAIN).predict_batch(image)
+    assert (blurred[0, 20] > 0).argmax() in range(22, 26)
+    assert np.array_equal(one_class.predict_batch(image)[0] > 0, image[0, 0].numpy() > 0)
+
+
 def test_predicting_leaves_a_training_model_in_training(models):
     models["cam"].train()
     try:

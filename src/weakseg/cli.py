@@ -198,6 +198,7 @@ def predict(
     scales: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
     flip: bool | None = None,
     max_side: int | None = None,
+    crf: Literal["none", "soft", "label", "deeplab"] | None = None,
 ) -> None:
     """Predict masks of any images with a trained model.
 
@@ -208,10 +209,11 @@ def predict(
         scales: Factors on the image's size to average over; default: as the model says.
         flip: Add the mirrored image; default: as the model says.
         max_side: Reduce larger images to this longer side first.
+        crf: Dense CRF on the probabilities, by its published widths; default: as the model says.
     """
     from weakseg.config import validate
     from weakseg.export.model import load
-    from weakseg.recipe import InferenceConfig
+    from weakseg.recipe import PredictConfig
     from weakseg.stages.batches import pick_device
     from weakseg.stages.predict import images_in, predict_images
 
@@ -221,8 +223,9 @@ def predict(
         "scales": scales or predictor.scales,
         "flip": predictor.flip if flip is None else flip,
         "max_side": predictor.max_side if max_side is None else max_side,
+        "crf": predictor.crf if crf is None else None if crf == "none" else crf,
     }
-    config = validate(InferenceConfig, settings, where="weakseg predict")
+    config = validate(PredictConfig, settings, where="weakseg predict")
     samples = images_in(images)
     if any(out / f"{s.id}.png" == s.image for s in samples):
         raise UserError(

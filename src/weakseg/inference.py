@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from weakseg.data.images import read_image
 from weakseg.errors import UserError
 from weakseg.methods.base import Maps, Trainable
 from weakseg.networks.fold import folded
-from weakseg.ops import gate, merge_maps
+from weakseg.ops import dense_crf_many, gate, merge_maps
 
 __all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
 
@@ -146,6 +146,7 @@ class Predictor:
         scales: Factors on the image's size.
         flip: Whether the mirrored image is added.
         max_side: Larger images are reduced to this longer side first.
+        crf: Preset of a dense CRF on the probabilities of ``predict``, at the reduced size.
         threshold: Background score; for models that give no background map.
         head: Head of the method.
         details: Everything else that the model folder says.
@@ -157,6 +158,7 @@ class Predictor:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     max_side: int | None = None
+    crf: Literal["soft", "label", "deeplab"] | None = None
     threshold: float | None = None
     head: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
@@ -245,7 +247,11 @@ class Predictor:
     def predict_batch(self, images: Tensor, tags: Tensor | None = None) -> np.ndarray:
         """Masks (B, H, W) uint8 of images (B, 3, H, W) uint8 of one size."""
         size = images.shape[-2:]
-        probabilities = self.probabilities(_reduced(images, self.max_side), tags)
+        reduced = _reduced(images, self.max_side)
+        probabilities = self.probabilities(reduced, tags)
+        if self.crf is not None:
+            pairs = zip(reduced.split(1), probabilities.split(1), strict=True)
+            probabilities = torch.cat(list(dense_crf_many(pairs, preset=self.crf)))
         if probabilities.shape[-2:] != size:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
         return probabilities.argmax(1).to(torch.uint8).cpu().numpy()

@@ -25,6 +25,7 @@ __all__ = [
     "EvaluateConfig",
     "InferenceConfig",
     "MasksConfig",
+    "PredictConfig",
     "Recipe",
     "RuntimeConfig",
     "SeedsConfig",
@@ -95,6 +96,14 @@ class SeedsConfig(InferenceConfig):
     )
     stride: PositiveInt = Field(4, description="pixels of the image in one cell of a stored map")
     dtype: Literal["uint8", "float16"] = "uint8"
+
+
+class PredictConfig(InferenceConfig):
+    """Masks of the trained segmenter."""
+
+    crf: Literal["soft", "label", "deeplab"] | None = Field(
+        None, description="dense CRF on its probabilities, by its published widths; null = none"
+    )
 
 
 class MasksConfig(Frozen):
@@ -171,7 +180,7 @@ class Recipe(Frozen):
     )
     masks: MasksConfig = Field(default_factory=MasksConfig)
     segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
-    predict: InferenceConfig = Field(default_factory=InferenceConfig)
+    predict: PredictConfig = Field(default_factory=PredictConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 

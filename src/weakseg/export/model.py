@@ -65,6 +65,7 @@ def save(
             "scales": list(predictor.scales),
             "flip": predictor.flip,
             "max_side": predictor.max_side,
+            "crf": predictor.crf,
             "head": predictor.head,
             "threshold": predictor.threshold,
         },
@@ -121,6 +122,7 @@ def load(folder: str | Path) -> Predictor:
         scales=tuple(inference["scales"]),
         flip=inference["flip"],
         max_side=inference["max_side"],
+        crf=inference.get("crf"),  # older folders do not say
         threshold=inference["threshold"],
         head=inference["head"],
         details=config["details"],

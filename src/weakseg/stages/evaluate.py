@@ -241,6 +241,11 @@ class _Evaluation:
             return list(self.recipe.steps)
         return stage.partition(": ")[2].split(" + ")
 
+    def _crf(self, stage: str) -> str:
+        if stage == "segmenter":
+            return self.recipe.predict.crf or "none"
+        return "yes" if "crf" in self._steps(stage) else "none"
+
     def _row(
         self,
         stage: str,
@@ -263,7 +268,7 @@ class _Evaluation:
                 "head": "segmenter" if segmenter or seeds is None else seeds.results.get("head"),
                 "scales": list(made_by.scales),
                 "flip": made_by.flip,
-                "crf": "none" if segmenter or "crf" not in self._steps(stage) else "yes",
+                "crf": self._crf(stage),
                 "tags": "none" if segmenter else "given",
                 "rule": rule,
                 "threshold": threshold,

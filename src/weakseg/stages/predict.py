@@ -15,7 +15,7 @@ from weakseg.data.sources import sample_id, scan
 from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.inference import Predictor
-from weakseg.recipe import InferenceConfig, Recipe
+from weakseg.recipe import PredictConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 
@@ -48,7 +48,7 @@ def predict_images(
     predictor: Predictor,
     samples: tuple[Sample, ...],
     folder: Path,
-    config: InferenceConfig,
+    config: PredictConfig,
     *,
     resume: bool = True,
 ) -> None:
@@ -57,7 +57,11 @@ def predict_images(
     ``resume`` keeps those that are there: only where they are known to be this model's.
     """
     predictor = replace(
-        predictor.fast(), scales=config.scales, flip=config.flip, max_side=config.max_side
+        predictor.fast(),
+        scales=config.scales,
+        flip=config.flip,
+        max_side=config.max_side,
+        crf=config.crf,
     )
     groups = groups_of_one_size(samples, config, full=True)
     todo = [g for g in groups if not (resume and all((folder / f"{s.id}.png").exists() for s in g))]

@@ -202,6 +202,7 @@ def save_model(
         scales=inference.scales,
         flip=inference.flip,
         max_side=inference.max_side,
+        crf=inference.crf,
     )
     details = {
         "data": images.name,
