@@ -38,3 +38,12 @@ def test_a_fixed_backbone_keeps_its_statistics(tiny_spec, trained):
     after = network.backbone.state_dict()
     moved = any(not torch.equal(v, after[k]) for k, v in before.items())
     assert moved is trained
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_the_backbone_thaws_nothing_that_it_keeps_fixed(tiny_spec, kind):
+    backbone = make_backbone(tiny_spec.model_copy(update={"norm": "frozen"}))
+    fixed = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+    assert fixed
+    AffinityNetwork(backbone, kind, train_backbone=True)
+    assert {name for name, p in backbone.named_parameters() if not p.requires_grad} == fixed

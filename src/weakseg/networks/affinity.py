@@ -95,7 +95,8 @@ class AffinityNetwork(nn.Module):
         self.branch = branch(backbone.levels)
         self.stride = branch.stride
         self.train_backbone = train_backbone
-        self.backbone.requires_grad_(train_backbone)
+        if not train_backbone:  # the other way would thaw what the backbone itself keeps fixed
+            self.backbone.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> AffinityNetwork:

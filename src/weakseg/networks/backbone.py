@@ -1,4 +1,6 @@
-"""timm backbones behind one contract: named levels with stated stride, channels and dilation.
+"""Backbones behind one contract: named levels with stated stride, channels and dilation.
+
+They are timm's networks by their names there, and a few of our own that timm lacks.
 
 Four silent differences between timm and the papers are settled here: ``output_stride`` dilates in
 timm while the papers only remove the stride; timm's first ResNet feature lies before the max-pool
@@ -19,11 +21,13 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
+from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
 from weakseg.registry import suggest
 
 __all__ = ["Backbone", "Level", "MakeBackbone", "backbone_factory", "make_backbone"]
 
+_OWN = {"resnet38": create_resnet38}  # networks that timm lacks
 _PROBE = 256  # side of the image that strides are measured on; a multiple of every stride
 
 logging.getLogger("timm").setLevel(logging.WARNING)
@@ -52,9 +56,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = _create(spec)
-        if not spec.dilate:
-            _remove_strides(self.network, spec)
-        self.levels = _measure_levels(self.network)
+        self.levels = _settle_levels(self.network, spec)
         if self.levels[-1].stride != spec.output_stride:
             raise UserError(
                 f"output_stride {spec.output_stride} was asked for, but {spec.name} gives "
@@ -110,16 +112,18 @@ def backbone_factory(spec: BackboneSpec) -> MakeBackbone:
 
 def _create(spec: BackboneSpec) -> nn.Module:
     name = spec.name.split(".")[0]
-    if not timm.is_model(name):
+    if spec.name not in _OWN and not timm.is_model(name):
         raise UserError(
             f"unknown backbone {spec.name!r}",
             where="backbone.name",
-            mend=suggest(name, timm.list_models()),
+            mend=suggest(name, [*timm.list_models(), *_OWN]),
         )
+    file = None if spec.weights is None else _existing(spec.weights)
+    if spec.name in _OWN:
+        return _OWN[spec.name](spec, file)
     arguments = dict(spec.options)
     if spec.dilate:
         arguments["output_stride"] = spec.output_stride
-    file = None if spec.weights is None else _existing(spec.weights)
     given: list[str] = []
     try:
         if file is not None:  # read here first: older timm would unpickle any code in it
@@ -237,11 +241,15 @@ def _without_stride(module: nn.Module, spec: BackboneSpec) -> nn.Module:
     )
 
 
-def _measure_levels(network: nn.Module) -> tuple[Level, ...]:
-    return tuple(
-        Level(f"C{i}", x.shape[1], round(_PROBE / x.shape[-1]))
-        for i, x in enumerate(_probe(network), 1)
-    )
+def _settle_levels(network: nn.Module, spec: BackboneSpec) -> tuple[Level, ...]:
+    """The levels, once strides are removed where that is asked for."""
+    if isinstance(network, ResNet38):  # states them, because probing a network this wide takes long
+        found = network.levels
+    else:
+        if not spec.dilate:
+            _remove_strides(network, spec)
+        found = tuple((x.shape[1], round(_PROBE / x.shape[-1])) for x in _probe(network))
+    return tuple(Level(f"C{i}", *level) for i, level in enumerate(found, 1))
 
 
 def _probe(network: nn.Module) -> list[Tensor]:

@@ -13,7 +13,7 @@ __all__ = ["BackboneSpec"]
 
 
 class BackboneSpec(Frozen):
-    """A timm network, its weights, and how coarse its last level is.
+    """A timm network or ``resnet38``, its weights, and how coarse its last level is.
 
     timm differs from the papers without saying so; the fields state what is built: the papers'
     CAM networks *remove* the stride of the last stage (``dilate: false``), timm's own
@@ -21,11 +21,13 @@ class BackboneSpec(Frozen):
     """
 
     name: str = Field(
-        "resnet50.tv_in1k", description="timm name; the part after the dot is the weights tag"
+        "resnet50.tv_in1k",
+        description="timm name, the part after the dot is the weights tag; or resnet38",
     )
     pretrained: bool = Field(True, description="fetch the tagged weights from timm's hub")
     weights: Path | None = Field(
-        None, description="local .safetensors or .pth file of that timm network"
+        None,
+        description="local .safetensors or .pth file of that network; resnet38: .params too",
     )
     output_stride: Literal[4, 8, 16, 32] = Field(
         16, description="stride of the last level in pixels"
