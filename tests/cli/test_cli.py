@@ -14,6 +14,7 @@ from weakseg.cli import app
 from weakseg.data.images import read_mask, write_mask
 from weakseg.errors import UserError
 from weakseg.pipeline import run_recipe
+from weakseg.recipe import load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 
 SURFACE = {
@@ -24,7 +25,7 @@ SURFACE = {
     "init": {"--like"},
     "masks": {"--set"},
     "methods": set(),
-    "predict": {"--out", "--scales", "--flip", "--no-flip", "--max-side"},
+    "predict": {"--out", "--scales", "--flip", "--no-flip", "--max-side", "--crf"},
     "report": set(),
     "run": {"--out", "--recipe", "--masks", "--classes", "--untagged", "--dry-run", "--set"},
     "seeds": {"--set"},
@@ -83,6 +84,35 @@ def test_check_counts_and_exits_with_two_on_errors(photos, capsys):
     assert _call("check", photos, labels, "--json") == 2
     broken = json.loads(capsys.readouterr().out)
     assert any(p["severity"] == "error" and "3" in p["items"] for p in broken["problems"])
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"demo"}))
+def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, capsys):
+    """On a network and crops of a second; everything else is the recipe's own."""
+    own = "resnet38" in shipped_recipes()[name].read_text(encoding="utf-8")
+    sets = {
+        "data": {"root": str(photos), "labels": str(photos.parent / "labels.csv")},
+        "backbone.name": "resnet38" if own else "test_resnet",
+        "backbone.options": {"width": 0.0625} if own else {},
+        "backbone.pretrained": False,
+        "backbone.weights": None,
+        "train.crop": 64,
+        "train.batch": 4,
+        "segmenter.train.crop": 64,
+        "segmenter.train.batch": 4,
+        "segmenter.channels": 8,
+        "seeds.max_side": 64,
+        "predict.max_side": 64,
+    }
+    words = [
+        word for key, value in sets.items() for word in ("--set", f"{key}={json.dumps(value)}")
+    ]
+    assert _call("run", name, "--out", tmp_path / "out", "--dry-run", *words) == 0
+    printed = capsys.readouterr().err
+    recipe = load_recipe(name)
+    assert all(stage in printed for stage in ("train", "seeds", "masks", "segment"))
+    assert " + ".join(recipe.steps) in printed
+    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_plans_and_writes_nothing(photos, tmp_path, capsys):
@@ -178,7 +208,7 @@ def test_predict_refuses_what_would_lose_images(tmp_path, monkeypatch):
 
 
 class _Model:
-    scales, flip, max_side = (1.0,), False, None
+    scales, flip, max_side, crf = (1.0,), False, None, None
 
     def to(self, _):
         return self

@@ -112,7 +112,7 @@ class Trainable(nn.Module):
     """
 
     backbone: Backbone
-    heads: ClassVar[tuple[str, ...]]
+    heads: tuple[str, ...]
     terms: tuple[str, ...] = ()
 
     def phases(self) -> dict[str, Phase]:
@@ -144,7 +144,7 @@ class Method(Trainable):
     """
 
     card: ClassVar[Card]
-    heads: ClassVar[tuple[str, ...]] = ("cam",)
+    heads: tuple[str, ...] = ("cam",)
 
     class Config(Frozen):
         """Settings of the method."""

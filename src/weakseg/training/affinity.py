@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ class AffinityLearner(Trainable):
         radius: Pairs no farther apart than this, in cells, are compared.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ("affinity",)
+    heads = ("affinity",)
     terms = tuple(_SHARE)
 
     def __init__(self, network: AffinityNetwork, radius: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +20,7 @@ class Segmenter(Trainable):
         network: Gives logits (B, K + 1, H, W), background first.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ("segmenter",)
+    heads = ("segmenter",)
     terms = ("seg",)
 
     def __init__(self, network: DeepLabV3Plus) -> None:

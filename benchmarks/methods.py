@@ -1,0 +1,160 @@
+"""Methods and their ablations on shapes-v1, at equal image steps: rows in results/methods.csv.
+
+    uv run python benchmarks/methods.py --variants cam puzzle seam --seeds 0 1 2
+
+The demo's network is first trained as a CAM for 496 steps (once per seed, shared by all), then each
+variant trains on from there for 310 steps, CAM included, with frozen BatchNorm. Seeds are made on
+the 500 training images. ``equivariance`` is the mean difference between a map and the map of the
+half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rows import append, commit, device
+
+from weakseg.data.images import read_image
+from weakseg.data.samples import Collection
+from weakseg.data.shapes import CLASSES, VERSION
+from weakseg.export.model import load
+from weakseg.inference import Predictor, evaluating
+from weakseg.methods.seam import View
+from weakseg.ops import metrics, normalise_min_max
+from weakseg.pipeline import run_recipe
+from weakseg.recipe import MasksConfig, Recipe, load_recipe
+from weakseg.runfolder import RunFolder
+from weakseg.stages.check import collect
+from weakseg.stages.evaluate import sweep
+from weakseg.stages.masks import choose_rule
+from weakseg.stages.seeds import classification_f1, make_seeds
+
+RESULTS = Path(__file__).parent / "results" / "methods.csv"
+
+PLAIN_SEAM = {"pcm": False, "ecr": 0, "minimum": 0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cam": {"name": "cam"},
+    "puzzle": {"name": "puzzle"},
+    "puzzle: cls": {"name": "puzzle", "p_cls": 0, "alpha": 0},
+    "puzzle: cls, p-cls": {"name": "puzzle", "alpha": 0},
+    "puzzle: cls, re": {"name": "puzzle", "p_cls": 0},
+    "seam": {"name": "seam"},
+    "seam: cls": {"name": "seam", **PLAIN_SEAM, "er": 0},
+    "seam: cls, er": {"name": "seam", **PLAIN_SEAM},
+    "seam: cls, ecr": {"name": "seam", "er": 0},
+    "seam: scale .3": {"name": "seam", "scale": 0.3},
+    "seam: scale, flip": {"name": "seam", "flip": True},
+    "seam: scale, rotation": {"name": "seam", "rotation": 20},
+    "seam: scale, translation": {"name": "seam", "translation": 0.05},
+    "seam: flip": {"name": "seam", "scale": 1, "flip": True},
+    "seam: all": {"name": "seam", "flip": True, "rotation": 20, "translation": 0.05},
+    "seam: without selection": {"name": "seam", "top": 1},
+}
+
+
+def main() -> None:
+    """Trains each variant for each seed and looks at its seeds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=["cam", "puzzle", "seam"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--set", dest="sets", action="append", default=[])
+    parser.add_argument("--name", default="", help="name of the settings given with --set")
+    args = parser.parse_args()
+    for seed in args.seeds:
+        warm = args.out / f"warmup-{seed}"
+        run_recipe(_recipe(seed), warm, until="train")
+        for variant in args.variants:
+            name = variant + (f" ({args.name})" if args.name else "")
+            folder = args.out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
+            recipe = _recipe(seed, VARIANTS[variant], warm, args.sets)
+            run = RunFolder(run_recipe(recipe, folder, until="seeds").folder)
+            command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
+            command += "".join(f" --set {s}" for s in args.sets)
+            _measure(run, recipe, name, command)
+
+
+def _recipe(
+    seed: int,
+    method: dict[str, Any] | None = None,
+    warm: Path | None = None,
+    sets: list[str] | None = None,
+) -> Recipe:
+    demo = load_recipe("demo").model_dump(mode="json")
+    demo |= {"seed": seed, "segmenter": {"enabled": False}}
+    demo["train"] |= {"crop": 128, "resize": [0.875, 1.3]}
+    if method is not None:
+        demo["method"] = method
+        demo["backbone"]["norm"] = "frozen"
+        demo["train"] |= {"init_from": str(warm), "steps": 310, "lr": 0.002, "warmup": 0.1}
+    return load_recipe(demo, sets=sets or [])
+
+
+def _measure(run: RunFolder, recipe: Recipe, name: str, command: str) -> None:
+    """One row for each head of the trained network."""
+    images = collect(recipe.data).split("train")
+    predictor = load(run.path)
+    trained = run.record("train")
+    assert trained is not None
+    for head in predictor.model.heads:
+        scores = run.stage_folder("seeds") / "scores"
+        if head != predictor.model.heads[0]:
+            scores = run.path / f"seeds-{head}"
+            make_seeds(predictor, images, recipe.seeds.model_copy(update={"head": head}), scores)
+        swept = sweep(images.samples, scores, len(CLASSES))
+        threshold, best = swept.best()
+        rule = choose_rule(MasksConfig(), scores, images)
+        ours = metrics(swept.confusions()[int(np.abs(swept.thresholds - rule.threshold).argmin())])
+        row = {
+            "data": VERSION,
+            "set": "train",
+            "images": len(images),
+            "variant": name,
+            "head": head,
+            "seed": recipe.seed,
+            "steps": recipe.train.steps,
+            "batch": recipe.train.batch,
+            "f1": classification_f1(images, scores),
+            "oracle_threshold": threshold,
+            "oracle_miou": best.miou,
+            "oracle_fp": best.fp,
+            "oracle_fn": best.fn,
+            "threshold": rule.threshold,
+            "miou": ours.miou,
+            "fp": ours.fp,
+            "fn": ours.fn,
+            "equivariance": _equivariance(predictor, images, head),
+            "seconds": trained.seconds,
+            "device": device(),
+            "commit": commit(),
+            "command": command,
+        }
+        append(RESULTS, [row])
+        print(name, head, row["oracle_miou"], row["miou"], row["f1"], file=sys.stderr)
+
+
+def _equivariance(predictor: Predictor, images: Collection, head: str, count: int = 100) -> float:
+    """Mean |cam(x) - back(cam(A(x)))| of tagged maps, A halving the image."""
+    tags = torch.from_numpy(images.tag_matrix()[:count]).bool()
+    pixels = np.stack([read_image(s.image) for s in images.samples[:count]])
+    batch = predictor.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    size, stride = batch.shape[-1], predictor.model.backbone.levels[-1].stride
+    view = View(size // 2)
+    with evaluating(predictor.model) as model:
+        whole = model(batch, head).scores.float().relu()
+        part = model(view.of(batch), head).scores.float().relu()
+    found, _ = view.back(normalise_min_max(part), size, tuple(whole.shape[-2:]), stride)
+    return (normalise_min_max(whole) - found).abs()[tags].mean().item()
+
+
+if __name__ == "__main__":
+    main()

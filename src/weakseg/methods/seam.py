@@ -1,0 +1,353 @@
+r"""SEAM (Wang et al., Self-supervised Equivariant Attention Mechanism, CVPR 2020).
+
+The idea. Masks move with the image, but maps trained by classification do not: a smaller view of
+the same image gives different maps. SEAM trains on pairs of views and asks the maps to follow the
+transformation A between them. A pixel correlation module (PCM) then lets each pixel of a map
+gather the evidence of pixels that look alike; the maps it returns for one view must equal the
+plain maps of the *other* view, so that PCM cannot merely copy its input. Seeds are PCM's maps.
+
+PCM, with plain maps :math:`\hat y \in [0, 1]^{(K+1) \times N}` (maximum-normalised, background
+:math:`1 - \max_k`, at each of N pixels all foreground but the largest set to 0) and keys
+:math:`f \in R^{D \times N}` (1 x 1 convolutions of two levels and of the image, of length 1 at each
+pixel):
+
+.. math::
+    y = \hat y S, \qquad S_{ij} = \mathrm{ReLU}(f_i^\top f_j) / \sum_i \mathrm{ReLU}(f_i^\top f_j)
+
+The loss, with min-max-normalised plain maps :math:`\hat y_1, \hat y_2` and PCM's maps
+:math:`y_1, y_2` of both views, zero where a class is not tagged, all on the grid of view 1
+(:math:`A^{-1}` brings view 2 there), :math:`\ell` the multi-label soft-margin loss, H setting all
+foreground but the largest to 0, sg stopping gradients, and :math:`\mathrm{top}` the mean of each
+image's largest 20 %:
+
+.. math::
+    L_{cls} &= \tfrac12 [\ell(\mathrm{GAP}(\hat y_1), Y) + \ell(\mathrm{GAP}(\hat y_2), Y)] \\
+    L_{ER} &= \mathrm{mean} |\hat y_1 - A^{-1} \hat y_2| \\
+    L_{ECR} &= \mathrm{top} |\mathrm{sg}\, H(A^{-1} \hat y_2) - y_1|
+             + \mathrm{top} |\mathrm{sg}\, H(\hat y_1) - A^{-1} y_2| \\
+    L_{min} &= \tfrac12 \sum_{i=1,2} \text{mean of the lowest 25 \% of } \max_k y_{ik}
+
+Paper and code. The code adds :math:`L_{min}`, selects 20 % in :math:`L_{ECR}` and feeds the image
+to PCM: we follow it, each as a setting. The code compares maps enlarged to pixels at the size of
+view 2; we compare cells, placed where the network's receptive fields lie, which costs nothing and
+does not shift the views against each other when the grids are coarse. Its in-place H changes the
+maps of other terms' tensors; ours copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from weakseg.config import Frozen
+from weakseg.methods.base import Batch, Card, Maps, Method, methods
+from weakseg.networks.backbone import MakeBackbone
+from weakseg.networks.heads import CAMHead
+from weakseg.ops import gate, normalise_max, normalise_min_max
+
+__all__ = ["SEAM", "PixelCorrelation", "View"]
+
+_ENTRIES = 2**24  # of a block of affinities: 64 MB in float32
+_EPS = 1e-5
+
+
+class PixelCorrelation(nn.Module):
+    """PCM: lets each pixel gather the scores of pixels with like features.
+
+    No gradient reaches the maps, the levels or the image: only the convolutions here learn, and
+    only through the affinities.
+
+    Args:
+        channels: Of the two levels.
+        block: Pixels that gather at a time; ``None`` = as many as keep the affinities in 64 MB.
+    """
+
+    def __init__(self, channels: tuple[int, int], block: int | None = None) -> None:
+        super().__init__()
+        self.block = block
+        self.low = nn.Conv2d(channels[0], 64, 1, bias=False)
+        self.high = nn.Conv2d(channels[1], 128, 1, bias=False)
+        self.keys = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
+        nn.init.kaiming_normal_(self.low.weight)
+        nn.init.kaiming_normal_(self.high.weight)
+        nn.init.xavier_uniform_(self.keys.weight, gain=4)
+
+    def forward(self, maps: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Revised maps (B, C, h, w), in the range of ``maps`` (B, C, h, w)."""
+        size = maps.shape[-2:]
+        parts = [images.detach(), self.low(low.detach()).relu(), self.high(high.detach()).relu()]
+        parts = [F.interpolate(p, size, mode="bilinear", align_corners=True) for p in parts]
+        keys = self.keys(torch.cat(parts, 1))
+        with torch.autocast(keys.device.type, enabled=False):
+            keys = keys.float().flatten(2)
+            keys = keys / (keys.norm(dim=1, keepdim=True) + _EPS)
+            return self._gathered(maps.detach().float().flatten(2), keys).unflatten(2, size)
+
+    def _gathered(self, maps: Tensor, keys: Tensor) -> Tensor:
+        batch, _, pixels = keys.shape
+        block = self.block or max(1, _ENTRIES // (batch * pixels))
+        if block >= pixels:
+            return _gather(maps, keys, keys)
+        # Affinities of a block are computed again for its gradient: N x N never exists.
+        return torch.cat(
+            [
+                checkpoint(_gather, maps, keys, part, use_reentrant=False)
+                for part in keys.split(block, dim=2)
+            ],
+            dim=2,
+        )
+
+
+def _gather(maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    affinity = (keys.transpose(1, 2) @ queries).relu()
+    return (maps @ affinity) / (affinity.sum(1, keepdim=True) + _EPS)
+
+
+@dataclass
+class View:
+    """A transformation A of square images, different for each image of a batch.
+
+    Attributes:
+        size: Side of the transformed images.
+        theta: (B, 2, 3), coordinates in [-1, 1] of the view -> of the image; ``None`` = same.
+    """
+
+    size: int
+    theta: Tensor | None = None
+
+    @classmethod
+    def draw(cls, images: Tensor, size: int, flip: bool, rotation: float, translation: float):
+        """A random view of each image, from torch's own random state.
+
+        Args:
+            images: (B, 3, S, S).
+            size: Side of the view in pixels.
+            flip: Mirror half of the images.
+            rotation: Largest angle in degrees, to both sides.
+            translation: Largest shift, as a share of the side.
+        """
+        if not flip and not rotation and not translation:
+            return cls(size)
+        count = len(images)
+        angle = torch.deg2rad(rotation * (2 * torch.rand(count) - 1))
+        mirror = 1 - 2.0 * (torch.rand(count) < 0.5) if flip else torch.ones(count)
+        shift = 2 * translation * (2 * torch.rand(count, 2) - 1)  # the range [-1, 1] is 2 wide
+        cos, sin = angle.cos(), angle.sin()
+        linear = torch.stack([torch.stack([mirror * cos, -sin]), torch.stack([mirror * sin, cos])])
+        theta = torch.cat([linear.permute(2, 0, 1), shift[..., None]], 2)
+        return cls(size, theta.to(images.device))
+
+    def of(self, images: Tensor) -> Tensor:
+        """A(images), (B, C, size, size); what comes from outside the image is 0, the mean colour."""
+        small = F.interpolate(
+            images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
+        )
+        if self.theta is None:
+            return small
+        grid = F.affine_grid(self.theta, list(small.shape), align_corners=False)
+        return F.grid_sample(small, grid, align_corners=False)
+
+    def back(self, maps: Tensor, size: int, grid: tuple[int, int], stride: int):
+        """Inverse of A: brings maps of the view to the cells of the image's own maps.
+
+        A cell's place is where its receptive field has its centre: cell i of a network with odd
+        kernels and padding looks at pixel i * stride.
+
+        Args:
+            maps: (B, C, h', w') of the view.
+            size: Side of the image in pixels.
+            grid: (h, w) of the image's own maps.
+            stride: Pixels in a cell.
+
+        Returns:
+            (B, C, h, w) maps, and (B, 1, h, w), 1 where the cell lies inside the view.
+        """
+        y, x = (
+            (2 * stride * torch.arange(n, device=maps.device, dtype=torch.float32) + 1) / size - 1
+            for n in grid
+        )
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
+        if self.theta is not None:
+            linear, shift = self.theta[:, :, :2], self.theta[:, :, 2]
+            inverse = torch.linalg.inv(linear).transpose(1, 2)[:, None]
+            places = (places - shift[:, None, None]) @ inverse
+        inside = (places.abs() <= 1).all(-1)[:, None].float()
+        cells = ((places + 1) * self.size - 1) / 2 / stride
+        last = torch.tensor([maps.shape[-1] - 1, maps.shape[-2] - 1], device=maps.device)
+        found = F.grid_sample(
+            maps, 2 * cells / last.clamp(min=1) - 1, padding_mode="border", align_corners=True
+        )
+        return found * inside, inside
+
+
+@methods.register("seam")
+class SEAM(Method):
+    """CAM trained on pairs of views, with a module that spreads evidence between alike pixels."""
+
+    heads: tuple[str, ...] = ("pcm", "cam")
+    card = Card(
+        name="seam",
+        paper="Wang et al., CVPR 2020",
+        year=2020,
+        idea="maps must follow the image's transformation; alike pixels share their evidence",
+        recipes=("voc12/seam_wr38", "coco14/seam_wr38"),
+        published={
+            "VOC train seed mIoU (ResNet-38, oracle threshold)": 55.41,
+            "VOC train mIoU after walk (ResNet-38)": 63.61,
+            "VOC val mIoU of the segmenter (ResNet-38)": 64.5,
+            "COCO val mIoU of the segmenter (ResNet-38)": 31.9,
+        },
+    )
+
+    class Config(Frozen):
+        """Views, weights of the losses (0 = off), and PCM."""
+
+        scale: float | None = Field(
+            None,
+            gt=0,
+            le=1,
+            description="size of view 2; null = .3 (paper), .5 for crops under 320",
+        )
+        flip: bool = Field(False, description="mirror half of view 2")
+        rotation: float = Field(0.0, ge=0, le=180, description="largest turn of view 2, in degrees")
+        translation: float = Field(
+            0.0, ge=0, lt=1, description="largest shift of view 2, as a share of its side"
+        )
+        er: float = Field(1.0, ge=0, description="weight of equivariance (paper: 1)")
+        ecr: float = Field(1.0, ge=0, description="weight of cross regularisation (paper: 1)")
+        top: float = Field(
+            0.2, gt=0, le=1, description="share of the largest differences that ecr averages"
+        )
+        minimum: float = Field(
+            1.0, ge=0, description="weight of the code's pressure on each image's lowest scores"
+        )
+        pcm: bool = Field(True, description="false = plain maps only: no ecr, no minimum")
+        rivals: Literal["all", "predicted", "none"] = Field(
+            "all",
+            description="whose larger score blanks a class before PCM: any class's (code), with "
+            "each weighed by its predicted probability, or nobody's",
+        )
+        levels: tuple[int, int] = Field(
+            (-3, -2), description="levels that PCM compares, counted from the last"
+        )
+        block: PositiveInt | None = Field(
+            None, description="pixels that PCM handles at a time; null = what fits in 64 MB"
+        )
+        dropout: float = Field(0.0, ge=0, lt=1, description="of whole feature maps (paper: .5)")
+
+        @model_validator(mode="after")
+        def _pcm_is_there(self) -> Any:
+            if not self.pcm and (self.ecr or self.minimum):
+                raise ValueError("ecr and minimum train PCM: without pcm set both to 0")
+            if self.pcm and not self.ecr:
+                raise ValueError("PCM learns from ecr alone: with ecr 0 set pcm to false")
+            return self
+
+    config: Config
+
+    def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
+        super().__init__(make_backbone, num_classes, config)
+        self.backbone = make_backbone()
+        levels = self.backbone.levels
+        self.dropout = nn.Dropout2d(self.config.dropout)
+        self.head = CAMHead(levels[-1].channels, num_classes)
+        weights = {"er": self.config.er, "ecr": self.config.ecr, "min": self.config.minimum}
+        self.terms = ("cls", *(name for name, weight in weights.items() if weight))
+        if self.config.pcm:
+            low, high = (levels[i].channels for i in self.config.levels)
+            self.pcm = PixelCorrelation((low, high), self.config.block)
+        else:
+            self.heads = ("cam",)
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Classification, equivariance, cross regularisation and the pressure on low scores."""
+        config, tags = self.config, batch.tags
+        size, stride = batch.images.shape[-1], self.backbone.levels[-1].stride
+        view = View.draw(
+            batch.images, self._view_size(size), config.flip, config.rotation, config.translation
+        )
+        plain1, revised1 = self._maps(batch.images)
+        plain2, revised2 = self._maps(view.of(batch.images))
+        grid = (plain1.shape[-2], plain1.shape[-1])
+
+        def back(maps: Tensor) -> Tensor:
+            return view.back(maps, size, grid, stride)[0]
+
+        logits = torch.stack([plain1.mean((2, 3)), plain2.mean((2, 3))]).float()
+        terms = {"cls": F.multilabel_soft_margin_loss(logits, tags.expand_as(logits))}
+        inside = view.back(plain2.float(), size, grid, stride)[1]
+        ours = gate(normalise_min_max(plain1.float().relu()), tags) * inside
+        theirs = back(gate(normalise_min_max(plain2.float().relu()), tags))
+        if config.er:
+            terms["er"] = config.er * (ours - theirs).abs().mean()
+        if revised1 is None or revised2 is None:
+            return terms
+        with_background = F.pad(tags, (1, 0), value=1.0)
+        y1 = gate(normalise_min_max(revised1), with_background) * inside
+        y2 = back(gate(normalise_min_max(revised2), with_background))
+        terms["ecr"] = config.ecr * (
+            self._largest((_target(theirs) * inside - y1).abs())
+            + self._largest((_target(ours) * inside - y2).abs())
+        )
+        if config.minimum:
+            lows = torch.stack([_lowest(gate(y[:, 1:], tags)) for y in (revised1, revised2)])
+            terms["min"] = config.minimum * lows.mean()
+        return terms
+
+    def forward(self, images: Tensor, head: str | None = None) -> Maps:
+        """``pcm``: PCM's foreground maps in [0, 1]; ``cam``: plain maps as logits."""
+        plain, revised = self._maps(images, pcm=(head or self.heads[0]) == "pcm")
+        logits = plain.mean((2, 3))
+        if revised is None:
+            return Maps(plain, kind="logit", logits=logits)
+        return Maps(revised[:, 1:].clamp(0, 1), kind="unit", logits=logits)
+
+    def _maps(self, images: Tensor, pcm: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Plain maps (B, K, h, w) and PCM's (B, K + 1, h, w), background first."""
+        levels = self.backbone(images)
+        plain = self.head(self.dropout(levels[-1]))
+        if not (pcm and self.config.pcm):
+            return plain, None
+        low, high = (levels[i] for i in self.config.levels)
+        return plain, self.pcm(self._evidence(plain.detach()), images, low, high)
+
+    def _evidence(self, plain: Tensor) -> Tensor:
+        """What PCM spreads: scores in [0, 1] with a background, and one class at each pixel."""
+        scores = normalise_max(plain)
+        if self.config.rivals == "predicted":
+            scores = scores * plain.float().mean((2, 3), keepdim=True).sigmoid()
+        return _target(scores) if self.config.rivals != "none" else _with_background(scores)
+
+    def _view_size(self, size: int) -> int:
+        """Side of view 2: a whole number of cells, so that no cell looks at padding alone."""
+        scale = self.config.scale or (0.3 if size >= 320 else 0.5)
+        stride = self.backbone.levels[-1].stride
+        return max(1, round(scale * size / stride)) * stride
+
+    def _largest(self, differences: Tensor) -> Tensor:
+        """Mean of each image's largest differences (online hard example mining)."""
+        flat = differences.flatten(1)
+        return flat.topk(max(1, int(self.config.top * flat.shape[1])), dim=1).values.mean()
+
+
+def _with_background(scores: Tensor) -> Tensor:
+    return torch.cat([1 - scores.amax(1, keepdim=True), scores], 1)
+
+
+def _target(scores: Tensor) -> Tensor:
+    """H: scores without gradient, all but each pixel's largest set to 0, behind their background."""
+    scores = scores.detach()
+    best = scores.amax(1, keepdim=True)
+    return _with_background(torch.where(scores == best, scores, torch.zeros_like(scores)))
+
+
+def _lowest(scores: Tensor) -> Tensor:
+    """Mean of the lowest quarter of the best foreground scores (B, K, h, w)."""
+    best = scores.amax(1).flatten(1)
+    return best.topk(max(1, best.shape[1] // 4), dim=1, largest=False).values.mean()

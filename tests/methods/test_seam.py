@@ -1,0 +1,322 @@
+"""SEAM's claims: maps follow the image, and PCM moves evidence between alike pixels alone."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weakseg.data.shapes import CLASSES, draw
+from weakseg.errors import UserError
+from weakseg.methods import Batch, Method, build
+from weakseg.methods.seam import SEAM, PixelCorrelation, View, _target
+from weakseg.networks.backbone import Level, backbone_factory
+from weakseg.networks.spec import BackboneSpec
+from weakseg.ops import gate, normalise_min_max
+
+STRIDE, K = 8, 3
+
+
+class Fake(nn.Module):
+    """A backbone that looks at one pixel in each cell: equivariant by construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = tuple(Level(f"C{i}", 3, STRIDE) for i in (1, 2, 3))
+        self.weight = nn.Parameter(torch.eye(3)[..., None, None])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        cells = F.conv2d(images[..., ::STRIDE, ::STRIDE], self.weight)
+        return [cells, cells, cells]
+
+
+def seam(**config: object) -> SEAM:
+    model = build({"name": "seam", **config}, Fake, K)  # type: ignore[arg-type]
+    assert isinstance(model, SEAM)
+    return model
+
+
+def smooth(count: int, side: int) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    waves = [torch.sin(x / 17 + i) + torch.cos(y / 23 + x / 40 * i) for i in range(count)]
+    return torch.stack(waves)[:, None].float().expand(-1, 3, -1, -1) * torch.rand(1, 3, 1, 1)
+
+
+def batch_of(count: int = 2, side: int = 64) -> Batch:
+    tags = torch.zeros(count, K)
+    tags[:, 0] = tags[0, 2] = 1
+    return Batch(smooth(count, side), tags, [""] * count)
+
+
+# -- views
+
+
+@pytest.mark.parametrize("size", [96, 48, 32])
+@pytest.mark.parametrize(
+    "moves",
+    [
+        (False, 0, 0),
+        (True, 0, 0),
+        (False, 25, 0),
+        (False, 0, 0.2),
+        (True, 180, 0.1),
+    ],
+)
+def test_maps_of_a_view_come_back_to_where_they_were(size: int, moves: tuple):
+    images = smooth(4, 96)
+    view = View.draw(images, size, *moves)
+    maps = images[..., ::STRIDE, ::STRIDE]
+    back, inside = view.back(view.of(images)[..., ::STRIDE, ::STRIDE], 96, (12, 12), STRIDE)
+    error = (back - maps).abs()[:, :, 2:-2, 2:-2] * inside[:, :, 2:-2, 2:-2]
+    # A wrong place, sign or order is off by as much as another image is; coarse views by less.
+    chance = (maps.roll(1, 0) - maps).abs().mean()
+    assert error.mean() < chance * {96: 0.03, 48: 0.1, 32: 0.3}[size]
+    assert inside.mean() > 0.4
+    if not moves[1] and not moves[2]:
+        assert inside[:, :, 1:-1, 1:-1].all()
+
+
+def test_a_view_without_moves_only_shrinks():
+    images = smooth(2, 64)
+    view = View.draw(images, 32, False, 0, 0)
+    assert view.theta is None
+    wanted = F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+    assert torch.equal(view.of(images), wanted)
+
+
+def test_views_differ_between_images_and_derive_from_the_seed():
+    images = smooth(8, 32)
+    first, again = (
+        (torch.manual_seed(3), View.draw(images, 32, True, 20, 0.1).theta)[1] for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert len(first.flatten(1).unique(dim=0)) == 8
+    linear, shift = first[:, :, :2], first[:, :, 2]
+    torch.testing.assert_close(torch.linalg.det(linear).abs(), torch.ones(8))
+    assert shift.abs().max() <= 0.2
+    assert {-1, 1} == set(torch.linalg.det(linear).round().int().tolist())
+
+
+# -- the pixel correlation module
+
+
+def reference(maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """PCM pixel by pixel: (C, N) maps and (D, N) keys."""
+    pixels = maps.shape[1]
+    out = np.zeros_like(maps)
+    for j in range(pixels):
+        weights = np.zeros(pixels)
+        for i in range(pixels):
+            length = np.linalg.norm(keys[:, i]) * np.linalg.norm(keys[:, j])
+            weights[i] = max(0.0, keys[:, i] @ keys[:, j] / length)
+        out[:, j] = maps @ (weights / weights.sum())
+    return out
+
+
+def pcm_inputs(side: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = ((4, side), (3, 4 * side), (5, 2 * side), (7, side))
+    return tuple(torch.rand(2, c, s, s, generator=generator) for c, s in sizes)  # type: ignore[return-value]
+
+
+def test_pcm_is_the_formula():
+    module, (maps, image, low, high) = PixelCorrelation((5, 7)), pcm_inputs()
+    with torch.no_grad():
+        found = module(maps, image, low, high)
+        parts = [image, module.low(low).relu(), module.high(high).relu()]
+        parts = [F.interpolate(p, (6, 6), mode="bilinear", align_corners=True) for p in parts]
+        keys = module.keys(torch.cat(parts, 1))
+    for i in range(2):
+        wanted = reference(maps[i].flatten(1).numpy(), keys[i].flatten(1).numpy())
+        np.testing.assert_allclose(found[i].flatten(1).numpy(), wanted, atol=2e-5)
+
+
+def test_pcm_in_blocks_is_the_same_with_the_same_gradients():
+    found = []
+    for block in (None, 7, 1):
+        torch.manual_seed(0)
+        module = PixelCorrelation((5, 7), block)
+        out = module(*pcm_inputs())
+        (out * torch.linspace(0, 1, 36).reshape(6, 6)).sum().backward()
+        found.append((out.detach(), *(p.grad for p in module.parameters())))
+    for other in found[1:]:
+        for mine, theirs in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_pcm_keeps_the_range_and_a_constant_map():
+    module, (maps, *rest) = PixelCorrelation((5, 7)), pcm_inputs()
+    with torch.no_grad():
+        found = module(maps, *rest)
+        assert found.min() >= maps.min() - 1e-4 and found.max() <= maps.max()
+        flat = module(torch.full_like(maps, 0.5), *rest)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.5), atol=1e-4, rtol=0)
+
+
+def test_pixels_that_look_alike_share_their_evidence():
+    module = PixelCorrelation((2, 2))
+    image = torch.zeros(1, 3, 4, 4)
+    sides = torch.zeros(1, 2, 4, 4)
+    sides[:, 0, :, :2] = sides[:, 1, :, 2:] = 1.0
+    maps = torch.zeros(1, 1, 4, 4)
+    maps[..., 1, 1] = 1.0  # one pixel of the left half is known
+    with torch.no_grad():
+        for convolution in (module.low, module.high):
+            convolution.weight.zero_()
+            convolution.weight[0, 0] = convolution.weight[1, 1] = 1
+        module.keys.weight.zero_()
+        module.keys.weight[0, 3] = module.keys.weight[1, 4] = 1
+        found = module(maps, image, sides, sides)[0, 0]
+    torch.testing.assert_close(found[:, :2], torch.full((4, 2), 1 / 8), atol=1e-3, rtol=0)
+    assert found[:, 2:].abs().max() < 1e-3
+
+
+def test_pcm_learns_through_the_affinity_alone():
+    module = PixelCorrelation((5, 7))
+    inputs = [t.requires_grad_() for t in pcm_inputs()]
+    module(*inputs).square().sum().backward()
+    assert all(t.grad is None for t in inputs)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+    # With one map value everywhere the affinity cannot matter, so nothing is learnt.
+    module.zero_grad()
+    maps, *rest = pcm_inputs()
+    module(torch.ones_like(maps), *rest).square().sum().backward()
+    assert all(p.grad.abs().max() < 1e-4 for p in module.parameters())
+
+
+# -- losses
+
+
+def test_an_equivariant_network_has_no_equivariance_loss():
+    same = seam(scale=1.0, minimum=0).losses(batch_of(), 0.0)
+    assert same["er"] < 1e-6
+    moved = seam(scale=0.5, flip=True, minimum=0).losses(batch_of(2, 128), 0.0)
+    assert moved["er"] < 0.05
+
+
+def test_losses_are_the_formulas_on_equal_views():
+    model = seam(scale=1.0)
+    batch = batch_of()
+    with torch.no_grad():
+        found = model.losses(batch, 0.0)
+        maps, revised = model._maps(batch.images)
+    y = batch.tags
+    p = maps.mean((2, 3))
+    cls = -(y * p.sigmoid().log() + (1 - y) * (-p).sigmoid().log()).mean()
+    torch.testing.assert_close(found["cls"], cls)
+
+    ecr, low = 0.0, 0.0
+    plain = gate(normalise_min_max(maps.relu()), y)
+    for b in range(2):
+        flat = plain[b].flatten(1).numpy()
+        target = np.where(flat == flat.max(0), flat, 0)
+        target = np.concatenate([1 - flat.max(0, keepdims=True), target])
+        mine = revised[b].flatten(1)
+        mine = (mine - mine.min(1, keepdim=True)[0]) / (
+            mine.max(1, keepdim=True)[0] - mine.min(1, keepdim=True)[0] + 1e-5
+        )
+        mine = mine.numpy() * np.array([1, *y[b].tolist()])[:, None]
+        differences = np.sort(np.abs(target - mine).ravel())[::-1]
+        ecr += 2 * differences[: int(0.2 * len(differences))].mean() / 2
+        best = np.sort((revised[b, 1:].flatten(1).numpy() * y[b][:, None].numpy()).max(0))
+        low += best[: len(best) // 4].mean() / 2
+    assert float(found["ecr"]) == pytest.approx(ecr, rel=1e-4)
+    assert float(found["min"]) == pytest.approx(low, rel=1e-4)
+    assert set(found) == set(model.terms) == {"cls", "er", "ecr", "min"}
+
+
+def test_targets_are_copies_without_gradient():
+    scores = torch.rand(2, K, 5, 5, requires_grad=True)
+    kept = scores.detach().clone()
+    target = _target(scores)
+    assert not target.requires_grad
+    target.mul_(0)
+    assert torch.equal(scores.detach(), kept)
+    assert _target(scores).count_nonzero(1).max() == 2  # the background and one class
+
+
+@pytest.mark.parametrize(
+    ("config", "terms"),
+    [
+        ({}, ("cls", "er", "ecr", "min")),
+        ({"er": 0}, ("cls", "ecr", "min")),
+        ({"minimum": 0}, ("cls", "er", "ecr")),
+        ({"pcm": False, "ecr": 0, "minimum": 0}, ("cls", "er")),
+        ({"pcm": False, "ecr": 0, "minimum": 0, "er": 0}, ("cls",)),
+    ],
+)
+def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
+    model = seam(**config)
+    assert tuple(model.losses(batch_of(), 0.0)) == model.terms == terms
+    assert model.heads == (("pcm", "cam") if config.get("pcm", True) else ("cam",))
+    assert model(torch.randn(1, 3, 32, 32)).kind == ("unit" if "pcm" in model.heads else "logit")
+
+
+@pytest.mark.parametrize("config", [{"pcm": False}, {"ecr": 0}])
+def test_settings_that_contradict_each_other_are_refused(config: dict):
+    with pytest.raises(UserError, match="(?i)pcm"):
+        seam(**config)
+
+
+@pytest.mark.parametrize(
+    ("crop", "scale", "size"),
+    [(448, None, 136), (192, None, 96), (320, None, 96), (192, 0.3, 56), (64, 0.05, 8)],
+)
+def test_the_second_view_is_a_whole_number_of_cells(crop: int, scale: float | None, size: int):
+    assert seam(scale=scale)._view_size(crop) == size
+
+
+def test_rivals_decide_what_pcm_spreads():
+    plain = torch.tensor([[4.0, 0.0], [3.0, 1.0]])[None, :, :, None] * torch.ones(1, 2, 2, 2)
+    evidence = {}
+    for rivals in ("all", "predicted", "none"):
+        model = seam(rivals=rivals)
+        evidence[rivals] = model._evidence(plain)
+        assert evidence[rivals].shape == (1, 3, 2, 2)
+        torch.testing.assert_close(
+            evidence[rivals][:, 0], 1 - evidence[rivals][:, 1:].amax(1), atol=1e-6, rtol=0
+        )
+    assert evidence["none"][0, 1:].count_nonzero() > evidence["all"][0, 1:].count_nonzero()
+    assert evidence["predicted"][:, 1:].amax() < 1
+
+
+# -- the claim, on shapes
+
+
+def shapes(count: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Images (count, 3, 64, 64), and their tags."""
+    images, tags = [], torch.zeros(count, len(CLASSES))
+    for i in range(count):
+        drawing = draw(0, start + i)
+        images.append(torch.from_numpy(drawing.image).permute(2, 0, 1).float() / 127.5 - 1)
+        tags[i, [CLASSES.index(t) for t in drawing.tags]] = 1
+    return F.interpolate(torch.stack(images), (64, 64), mode="area"), tags
+
+
+def equivariance_error(model: Method, images: Tensor, tags: Tensor) -> float:
+    view = View(32)
+    with torch.inference_mode():
+        whole, part = (model(x, "cam").scores.relu() for x in (images, view.of(images)))
+    stride, grid = model.backbone.levels[-1].stride, tuple(whole.shape[-2:])
+    back, _ = view.back(normalise_min_max(part), 64, grid, stride)  # type: ignore[arg-type]
+    return (normalise_min_max(whole) - back).abs()[tags > 0].mean().item()
+
+
+def test_training_lowers_the_equivariance_error_below_cams():
+    images, tags = shapes(64)
+    unseen, their_tags = shapes(32, start=1000)
+    spec = BackboneSpec(name="test_resnet", pretrained=False, output_stride=8)
+    errors = {}
+    for name in ("cam", "seam"):
+        torch.manual_seed(0)
+        model = build({"name": name}, backbone_factory(spec), len(CLASSES))
+        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for step in range(60):
+            rows = torch.randint(0, 64, (8,), generator=torch.Generator().manual_seed(step))
+            terms = model.losses(Batch(images[rows], tags[rows], [""] * 8), step / 60)
+            optimiser.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimiser.step()
+        errors[name] = equivariance_error(model.eval(), unseen, their_tags)
+    print(errors)
+    assert errors["seam"] < 0.9 * errors["cam"]
