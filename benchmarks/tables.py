@@ -10,6 +10,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from weakseg.methods import methods
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 HEAD = """# Results
@@ -27,7 +29,8 @@ CHAINS = ("pamr", "scg", "scg + pamr", "affinity", "affinity + crf")
 
 def main() -> None:
     """Writes the page and the table."""
-    PAGE.write_text("\n".join([HEAD, *_quality(), *_speed()]) + "\n", encoding="utf-8")
+    parts = [HEAD, *_methods(), *_quality(), *_published(), *_speed()]
+    PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     _fill(PAGE.with_name("refinement.md"), "refinement", [*_refinement(), "", *_refined_shapes()])
 
 
@@ -82,6 +85,57 @@ def _refined_shapes() -> list[str]:
         name = "CAM" if chain == "seed" else f"+ {chain}"
         lines.append("| " + " | ".join([name, *cells, str(len(rows))]) + " |")
     return lines
+
+
+def _methods() -> list[str]:
+    """Methods and their ablations on shapes-v1: one line for each variant and head."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in _read("methods.csv"):
+        groups[row["variant"], row["head"]][row["seed"]] = row
+    if not groups:
+        return []
+    cam = groups["cam", "cam"]
+    lines = [
+        "## Methods on shapes-v1",
+        "",
+        "500 training images, tags given, one scale and flip; every variant goes on from the same "
+        "CAM (496 steps of 16 images) for 310 steps. *better* counts the seeds on which a variant is "
+        "above CAM, by the oracle threshold. *equivariance* is the mean difference between the maps "
+        "of an image and of its half-sized copy.",
+        "",
+        "| variant | head | mIoU, oracle | FP | FN | mIoU, label-free | F1 | equivariance | better | "
+        "seconds |",
+        "|" + "---|" * 10,
+    ]
+    for (variant, head), by_seed in groups.items():
+        rows = list(by_seed.values())
+        keys = ("oracle_miou", "oracle_fp", "oracle_fn", "miou", "f1", "equivariance")
+        cells = [_spread([row[key] for row in rows]) for key in keys]
+        both = [seed for seed in by_seed if seed in cam]
+        better = sum(float(by_seed[s]["oracle_miou"]) > float(cam[s]["oracle_miou"]) for s in both)
+        seconds = statistics.fmean(float(row["seconds"]) for row in rows)
+        count = "" if variant == "cam" else f"{better} of {len(both)}"
+        lines.append("| " + " | ".join([variant, head, *cells, count, f"{seconds:.0f}"]) + " |")
+    return [*lines, ""]
+
+
+def _published() -> list[str]:
+    """What the papers report, from the methods' cards."""
+    lines = [
+        "## Published numbers",
+        "",
+        "**On other data and with other weights than ours**: all of VOC 2012 (10,582 training images) "
+        "or COCO 2014 and full ImageNet weights. They are what the shipped recipes should come near; "
+        "nothing above can be compared with them.",
+        "",
+        "| method | paper | what | mIoU |",
+        "|---|---|---|---|",
+    ]
+    for name in methods:
+        card = methods[name].card
+        for what, value in card.published.items():
+            lines.append(f"| {name} | {card.paper} | {what} | {value:.1f} |")
+    return [*lines, ""]
 
 
 def _quality() -> list[str]:

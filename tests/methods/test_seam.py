@@ -18,7 +18,7 @@ STRIDE, K = 8, 3
 
 
 class Fake(nn.Module):
-    """A backbone that looks at one pixel in each cell: equivariant by construction."""
+    """A backbone whose cells are the mean of their pixels: equivariant but for blur."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Fake(nn.Module):
         self.weight = nn.Parameter(torch.eye(3)[..., None, None])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        cells = F.conv2d(images[..., ::STRIDE, ::STRIDE], self.weight)
+        cells = F.conv2d(F.avg_pool2d(images, STRIDE), self.weight)
         return [cells, cells, cells]
 
 
@@ -65,12 +65,12 @@ def batch_of(count: int = 2, side: int = 64) -> Batch:
 def test_maps_of_a_view_come_back_to_where_they_were(size: int, moves: tuple):
     images = smooth(4, 96)
     view = View.draw(images, size, *moves)
-    maps = images[..., ::STRIDE, ::STRIDE]
-    back, inside = view.back(view.of(images)[..., ::STRIDE, ::STRIDE], 96, (12, 12), STRIDE)
+    maps = F.avg_pool2d(images, STRIDE)
+    back, inside = view.back(F.avg_pool2d(view.of(images), STRIDE), 96, (12, 12), STRIDE)
     error = (back - maps).abs()[:, :, 2:-2, 2:-2] * inside[:, :, 2:-2, 2:-2]
     # A wrong place, sign or order is off by as much as another image is; coarse views by less.
     chance = (maps.roll(1, 0) - maps).abs().mean()
-    assert error.mean() < chance * {96: 0.03, 48: 0.1, 32: 0.3}[size]
+    assert error.mean() < chance * {96: 0.03, 48: 0.15, 32: 0.3}[size]
     assert inside.mean() > 0.4
     if not moves[1] and not moves[2]:
         assert inside[:, :, 1:-1, 1:-1].all()
@@ -119,13 +119,21 @@ def pcm_inputs(side: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(torch.rand(2, c, s, s, generator=generator) for c, s in sizes)  # type: ignore[return-value]
 
 
-def test_pcm_is_the_formula():
-    module, (maps, image, low, high) = PixelCorrelation((5, 7)), pcm_inputs()
+@pytest.mark.parametrize("balanced", [True, False])
+def test_pcm_is_the_formula(balanced: bool):
+    module, (maps, image, low, high) = PixelCorrelation((5, 7), balanced), pcm_inputs()
     with torch.no_grad():
         found = module(maps, image, low, high)
-        parts = [image, module.low(low).relu(), module.high(high).relu()]
+        parts = [image, module.low(low), module.high(high)]
+        if not balanced:
+            parts[1:] = [part.clamp(min=0) for part in parts[1:]]
         parts = [F.interpolate(p, (6, 6), mode="bilinear", align_corners=True) for p in parts]
+        if balanced:
+            lengths = [p.square().sum(1).sqrt().mean((1, 2)) for p in parts]
+            parts = [p / n[:, None, None, None] for p, n in zip(parts, lengths, strict=True)]
         keys = module.keys(torch.cat(parts, 1))
+        if balanced:
+            keys = keys - keys.mean((2, 3), keepdim=True)
     for i in range(2):
         wanted = reference(maps[i].flatten(1).numpy(), keys[i].flatten(1).numpy())
         np.testing.assert_allclose(found[i].flatten(1).numpy(), wanted, atol=2e-5)
@@ -135,7 +143,7 @@ def test_pcm_in_blocks_is_the_same_with_the_same_gradients():
     found = []
     for block in (None, 7, 1):
         torch.manual_seed(0)
-        module = PixelCorrelation((5, 7), block)
+        module = PixelCorrelation((5, 7), block=block)
         out = module(*pcm_inputs())
         (out * torch.linspace(0, 1, 36).reshape(6, 6)).sum().backward()
         found.append((out.detach(), *(p.grad for p in module.parameters())))
@@ -153,8 +161,21 @@ def test_pcm_keeps_the_range_and_a_constant_map():
     torch.testing.assert_close(flat, torch.full_like(flat, 0.5), atol=1e-4, rtol=0)
 
 
+def test_balanced_keys_tell_pixels_apart_from_the_start():
+    """Published ones need training: any two pixels of positive features nearly agree."""
+    _, image, low, high = pcm_inputs()
+    maps = torch.zeros(2, 36, 6, 6)
+    maps.flatten(2)[:] = torch.eye(36)
+    shares = {}
+    for balanced in (True, False):
+        with torch.no_grad():
+            weights = PixelCorrelation((5, 7), balanced)(maps, image, low, high).flatten(2)
+        shares[balanced] = (1 / weights.square().sum(1)).mean() / 36
+    assert shares[True] < 0.6 < 0.9 < shares[False]
+
+
 def test_pixels_that_look_alike_share_their_evidence():
-    module = PixelCorrelation((2, 2))
+    module = PixelCorrelation((2, 2), balanced=False)
     image = torch.zeros(1, 3, 4, 4)
     sides = torch.zeros(1, 2, 4, 4)
     sides[:, 0, :, :2] = sides[:, 1, :, 2:] = 1.0

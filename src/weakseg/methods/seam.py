@@ -29,8 +29,8 @@ image's largest 20 %:
 
 Paper and code. The code adds :math:`L_{min}`, selects 20 % in :math:`L_{ECR}` and feeds the image
 to PCM: we follow it, each as a setting. The code compares maps enlarged to pixels at the size of
-view 2; we compare cells, placed where the network's receptive fields lie, which costs nothing and
-does not shift the views against each other when the grids are coarse. Its in-place H changes the
+view 2; we compare cells, each in the middle of the pixels that it covers, which costs nothing and
+does not shift the views against each other where grids are coarse. Its in-place H changes the
 maps of other terms' tensors; ours copies.
 """
 
@@ -63,29 +63,50 @@ class PixelCorrelation(nn.Module):
     No gradient reaches the maps, the levels or the image: only the convolutions here learn, and
     only through the affinities.
 
+    Keys as published are projections of positive features, so at first any two of them nearly
+    agree and PCM returns the mean of the image; it takes the published 10,000 steps to learn
+    better. ``balanced`` keys start out useful: levels and image weigh the same, projections keep
+    angles (orthogonal, no ReLU), and what all pixels of the image have in common is subtracted.
+
     Args:
         channels: Of the two levels.
+        balanced: Whether keys are balanced; else as published.
         block: Pixels that gather at a time; ``None`` = as many as keep the affinities in 64 MB.
     """
 
-    def __init__(self, channels: tuple[int, int], block: int | None = None) -> None:
+    def __init__(
+        self, channels: tuple[int, int], balanced: bool = True, block: int | None = None
+    ) -> None:
         super().__init__()
+        self.balanced = balanced
         self.block = block
         self.low = nn.Conv2d(channels[0], 64, 1, bias=False)
         self.high = nn.Conv2d(channels[1], 128, 1, bias=False)
         self.keys = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
-        nn.init.kaiming_normal_(self.low.weight)
-        nn.init.kaiming_normal_(self.high.weight)
-        nn.init.xavier_uniform_(self.keys.weight, gain=4)
+        for level in (self.low, self.high):
+            if balanced:
+                nn.init.orthogonal_(level.weight)
+            else:
+                nn.init.kaiming_normal_(level.weight)
+        if balanced:
+            nn.init.orthogonal_(self.keys.weight)
+        else:
+            nn.init.xavier_uniform_(self.keys.weight, gain=4)
 
     def forward(self, maps: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Revised maps (B, C, h, w), in the range of ``maps`` (B, C, h, w)."""
         size = maps.shape[-2:]
-        parts = [images.detach(), self.low(low.detach()).relu(), self.high(high.detach()).relu()]
+        parts = [images.detach(), self.low(low.detach()), self.high(high.detach())]
+        if not self.balanced:
+            parts[1:] = [part.relu() for part in parts[1:]]
         parts = [F.interpolate(p, size, mode="bilinear", align_corners=True) for p in parts]
+        if self.balanced:
+            parts = [part / (_length(part).mean((2, 3), keepdim=True) + _EPS) for part in parts]
         keys = self.keys(torch.cat(parts, 1))
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float().flatten(2)
+            if self.balanced:
+                keys = keys - keys.mean(2, keepdim=True)
             keys = keys / (keys.norm(dim=1, keepdim=True) + _EPS)
             return self._gathered(maps.detach().float().flatten(2), keys).unflatten(2, size)
 
@@ -102,6 +123,10 @@ class PixelCorrelation(nn.Module):
             ],
             dim=2,
         )
+
+
+def _length(part: Tensor) -> Tensor:
+    return part.float().norm(dim=1, keepdim=True)
 
 
 def _gather(maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
@@ -156,8 +181,7 @@ class View:
     def back(self, maps: Tensor, size: int, grid: tuple[int, int], stride: int):
         """Inverse of A: brings maps of the view to the cells of the image's own maps.
 
-        A cell's place is where its receptive field has its centre: cell i of a network with odd
-        kernels and padding looks at pixel i * stride.
+        A cell's place is the middle of the pixels that it covers, in both.
 
         Args:
             maps: (B, C, h', w') of the view.
@@ -169,7 +193,7 @@ class View:
             (B, C, h, w) maps, and (B, 1, h, w), 1 where the cell lies inside the view.
         """
         y, x = (
-            (2 * stride * torch.arange(n, device=maps.device, dtype=torch.float32) + 1) / size - 1
+            stride / size * (2 * torch.arange(n, device=maps.device, dtype=torch.float32) + 1) - 1
             for n in grid
         )
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
@@ -178,11 +202,9 @@ class View:
             inverse = torch.linalg.inv(linear).transpose(1, 2)[:, None]
             places = (places - shift[:, None, None]) @ inverse
         inside = (places.abs() <= 1).all(-1)[:, None].float()
-        cells = ((places + 1) * self.size - 1) / 2 / stride
-        last = torch.tensor([maps.shape[-1] - 1, maps.shape[-2] - 1], device=maps.device)
-        found = F.grid_sample(
-            maps, 2 * cells / last.clamp(min=1) - 1, padding_mode="border", align_corners=True
-        )
+        covered = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device) * stride
+        cells = (places + 1) * self.size / covered - 1  # the last cell may reach over the edge
+        found = F.grid_sample(maps, cells, padding_mode="border", align_corners=False)
         return found * inside, inside
 
 
@@ -228,8 +250,12 @@ class SEAM(Method):
             1.0, ge=0, description="weight of the code's pressure on each image's lowest scores"
         )
         pcm: bool = Field(True, description="false = plain maps only: no ecr, no minimum")
+        keys: Literal["balanced", "published"] = Field(
+            "balanced",
+            description="what PCM compares; published = projections that take long to learn",
+        )
         rivals: Literal["all", "predicted", "none"] = Field(
-            "all",
+            "none",
             description="whose larger score blanks a class before PCM: any class's (code), with "
             "each weighed by its predicted probability, or nobody's",
         )
@@ -261,7 +287,8 @@ class SEAM(Method):
         self.terms = ("cls", *(name for name, weight in weights.items() if weight))
         if self.config.pcm:
             low, high = (levels[i].channels for i in self.config.levels)
-            self.pcm = PixelCorrelation((low, high), self.config.block)
+            balanced = self.config.keys == "balanced"
+            self.pcm = PixelCorrelation((low, high), balanced, self.config.block)
         else:
             self.heads = ("cam",)
 
