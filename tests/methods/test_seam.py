@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from weakseg.data.shapes import CLASSES, draw
 from weakseg.errors import UserError
 from weakseg.methods import Batch, Method, build
-from weakseg.methods.seam import SEAM, PixelCorrelation, View, _target
+from weakseg.methods.seam import SEAM, Keys, PixelCorrelation, View, _target
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import gate, normalise_min_max
 
 STRIDE, K = 8, 3
+KINDS: tuple[Keys, ...] = ("features", "learned", "published")
 
 
 class Fake(nn.Module):
@@ -119,20 +120,24 @@ def pcm_inputs(side: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(torch.rand(2, c, s, s, generator=generator) for c, s in sizes)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("balanced", [True, False])
-def test_pcm_is_the_formula(balanced: bool):
-    module, (maps, image, low, high) = PixelCorrelation((5, 7), balanced), pcm_inputs()
+@pytest.mark.parametrize("kind", KINDS)
+def test_pcm_is_the_formula(kind: Keys):
+    module, (maps, image, low, high) = PixelCorrelation((5, 7), kind), pcm_inputs()
     with torch.no_grad():
         found = module(maps, image, low, high)
-        parts = [image, module.low(low), module.high(high)]
-        if not balanced:
+        parts = [image, low, high]
+        if kind != "features":
+            parts = [image, module.low(low), module.high(high)]
+        if kind == "published":
             parts[1:] = [part.clamp(min=0) for part in parts[1:]]
         parts = [F.interpolate(p, (6, 6), mode="bilinear", align_corners=True) for p in parts]
-        if balanced:
+        if kind != "published":
             lengths = [p.square().sum(1).sqrt().mean((1, 2)) for p in parts]
             parts = [p / n[:, None, None, None] for p, n in zip(parts, lengths, strict=True)]
-        keys = module.keys(torch.cat(parts, 1))
-        if balanced:
+        keys = torch.cat(parts, 1)
+        if kind != "features":
+            keys = module.keys(keys)
+        if kind != "published":
             keys = keys - keys.mean((2, 3), keepdim=True)
     for i in range(2):
         wanted = reference(maps[i].flatten(1).numpy(), keys[i].flatten(1).numpy())
@@ -143,7 +148,7 @@ def test_pcm_in_blocks_is_the_same_with_the_same_gradients():
     found = []
     for block in (None, 7, 1):
         torch.manual_seed(0)
-        module = PixelCorrelation((5, 7), block=block)
+        module = PixelCorrelation((5, 7), "learned", block)
         out = module(*pcm_inputs())
         (out * torch.linspace(0, 1, 36).reshape(6, 6)).sum().backward()
         found.append((out.detach(), *(p.grad for p in module.parameters())))
@@ -152,8 +157,9 @@ def test_pcm_in_blocks_is_the_same_with_the_same_gradients():
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
 
 
-def test_pcm_keeps_the_range_and_a_constant_map():
-    module, (maps, *rest) = PixelCorrelation((5, 7)), pcm_inputs()
+@pytest.mark.parametrize("kind", KINDS)
+def test_pcm_keeps_the_range_and_a_constant_map(kind: Keys):
+    module, (maps, *rest) = PixelCorrelation((5, 7), kind), pcm_inputs()
     with torch.no_grad():
         found = module(maps, *rest)
         assert found.min() >= maps.min() - 1e-4 and found.max() <= maps.max()
@@ -161,21 +167,21 @@ def test_pcm_keeps_the_range_and_a_constant_map():
     torch.testing.assert_close(flat, torch.full_like(flat, 0.5), atol=1e-4, rtol=0)
 
 
-def test_balanced_keys_tell_pixels_apart_from_the_start():
+def test_keys_that_are_not_the_published_tell_pixels_apart_from_the_start():
     """Published ones need training: any two pixels of positive features nearly agree."""
     _, image, low, high = pcm_inputs()
     maps = torch.zeros(2, 36, 6, 6)
     maps.flatten(2)[:] = torch.eye(36)
     shares = {}
-    for balanced in (True, False):
+    for kind in KINDS:
         with torch.no_grad():
-            weights = PixelCorrelation((5, 7), balanced)(maps, image, low, high).flatten(2)
-        shares[balanced] = (1 / weights.square().sum(1)).mean() / 36
-    assert shares[True] < 0.6 < 0.9 < shares[False]
+            weights = PixelCorrelation((5, 7), kind)(maps, image, low, high).flatten(2)
+        shares[kind] = (1 / weights.square().sum(1)).mean() / 36
+    assert max(shares["features"], shares["learned"]) < 0.6 < 0.9 < shares["published"]
 
 
 def test_pixels_that_look_alike_share_their_evidence():
-    module = PixelCorrelation((2, 2), balanced=False)
+    module = PixelCorrelation((2, 2), "published")
     image = torch.zeros(1, 3, 4, 4)
     sides = torch.zeros(1, 2, 4, 4)
     sides[:, 0, :, :2] = sides[:, 1, :, 2:] = 1.0
@@ -192,8 +198,9 @@ def test_pixels_that_look_alike_share_their_evidence():
     assert found[:, 2:].abs().max() < 1e-3
 
 
-def test_pcm_learns_through_the_affinity_alone():
-    module = PixelCorrelation((5, 7))
+@pytest.mark.parametrize("kind", ["learned", "published"])
+def test_pcm_learns_through_the_affinity_alone(kind: Keys):
+    module = PixelCorrelation((5, 7), kind)
     inputs = [t.requires_grad_() for t in pcm_inputs()]
     module(*inputs).square().sum().backward()
     assert all(t.grad is None for t in inputs)
@@ -209,18 +216,18 @@ def test_pcm_learns_through_the_affinity_alone():
 
 
 def test_an_equivariant_network_has_no_equivariance_loss():
-    same = seam(scale=1.0, minimum=0).losses(batch_of(), 0.0)
+    same = seam(scale=1.0).losses(batch_of(), 0.0)
     assert same["er"] < 1e-6
-    moved = seam(scale=0.5, flip=True, minimum=0).losses(batch_of(2, 128), 0.0)
+    moved = seam(scale=0.5, flip=True).losses(batch_of(2, 128), 0.0)
     assert moved["er"] < 0.05
 
 
 def test_losses_are_the_formulas_on_equal_views():
-    model = seam(scale=1.0)
+    model = seam(scale=1.0, minimum=1)
     batch = batch_of()
     with torch.no_grad():
         found = model.losses(batch, 0.0)
-        maps, revised = model._maps(batch.images)
+        maps, revised = model._maps(batch.images, batch.tags)
     y = batch.tags
     p = maps.mean((2, 3))
     cls = -(y * p.sigmoid().log() + (1 - y) * (-p).sigmoid().log()).mean()
@@ -259,11 +266,12 @@ def test_targets_are_copies_without_gradient():
 @pytest.mark.parametrize(
     ("config", "terms"),
     [
-        ({}, ("cls", "er", "ecr", "min")),
-        ({"er": 0}, ("cls", "ecr", "min")),
-        ({"minimum": 0}, ("cls", "er", "ecr")),
-        ({"pcm": False, "ecr": 0, "minimum": 0}, ("cls", "er")),
-        ({"pcm": False, "ecr": 0, "minimum": 0, "er": 0}, ("cls",)),
+        ({"minimum": 1}, ("cls", "er", "ecr", "min")),
+        ({}, ("cls", "er", "ecr")),
+        ({"er": 0}, ("cls", "ecr")),
+        ({"pcm": False}, ("cls", "er")),
+        ({"keys": "features"}, ("cls", "er")),
+        ({"keys": "features", "er": 0}, ("cls",)),
     ],
 )
 def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
@@ -273,9 +281,11 @@ def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
     assert model(torch.randn(1, 3, 32, 32)).kind == ("unit" if "pcm" in model.heads else "logit")
 
 
-@pytest.mark.parametrize("config", [{"pcm": False}, {"ecr": 0}])
+@pytest.mark.parametrize(
+    "config", [{"pcm": False, "ecr": 1}, {"keys": "features", "minimum": 1}, {"ecr": 0}]
+)
 def test_settings_that_contradict_each_other_are_refused(config: dict):
-    with pytest.raises(UserError, match="(?i)pcm"):
+    with pytest.raises(UserError, match="PCM's projections"):
         seam(**config)
 
 
@@ -292,13 +302,23 @@ def test_rivals_decide_what_pcm_spreads():
     evidence = {}
     for rivals in ("all", "predicted", "none"):
         model = seam(rivals=rivals)
-        evidence[rivals] = model._evidence(plain)
+        evidence[rivals] = model._evidence(plain, None)
         assert evidence[rivals].shape == (1, 3, 2, 2)
         torch.testing.assert_close(
             evidence[rivals][:, 0], 1 - evidence[rivals][:, 1:].amax(1), atol=1e-6, rtol=0
         )
     assert evidence["none"][0, 1:].count_nonzero() > evidence["all"][0, 1:].count_nonzero()
     assert evidence["predicted"][:, 1:].amax() < 1
+
+
+def test_without_rivals_tags_change_nothing_but_the_background():
+    model, images = seam(rivals="none"), smooth(2, 64)
+    plain, free = model._maps(images)
+    _, tagged = model._maps(images, torch.tensor([[1.0, 0, 0], [1, 0, 1]]))
+    assert torch.equal(tagged[:, 1], free[:, 1])
+    assert tagged[:, 2].abs().max() == 0
+    assert (tagged[:, 0] >= free[:, 0] - 1e-6).all()
+    assert (tagged[0, 0] > free[0, 0] + 0.01).any()
 
 
 # -- the claim, on shapes

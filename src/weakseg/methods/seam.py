@@ -53,6 +53,8 @@ from weakseg.ops import gate, normalise_max, normalise_min_max
 
 __all__ = ["SEAM", "PixelCorrelation", "View"]
 
+Keys = Literal["features", "learned", "published"]
+
 _ENTRIES = 2**24  # of a block of affinities: 64 MB in float32
 _EPS = 1e-5
 
@@ -65,50 +67,57 @@ class PixelCorrelation(nn.Module):
 
     Keys as published are projections of positive features, so at first any two of them nearly
     agree and PCM returns the mean of the image; it takes the published 10,000 steps to learn
-    better. ``balanced`` keys start out useful: levels and image weigh the same, projections keep
-    angles (orthogonal, no ReLU), and what all pixels of the image have in common is subtracted.
+    better. The other kinds are of use from the start: levels and image weigh the same, and what all
+    pixels of the image have in common is subtracted.
 
     Args:
         channels: Of the two levels.
-        balanced: Whether keys are balanced; else as published.
+        kind: ``features``, the levels and the image themselves: nothing is learned; ``learned``,
+            projections that start by keeping angles (orthogonal, no ReLU); ``published``.
         block: Pixels that gather at a time; ``None`` = as many as keep the affinities in 64 MB.
     """
 
-    def __init__(
-        self, channels: tuple[int, int], balanced: bool = True, block: int | None = None
-    ) -> None:
+    def __init__(self, channels: tuple[int, int], kind: Keys, block: int | None = None) -> None:
         super().__init__()
-        self.balanced = balanced
+        self.kind = kind
         self.block = block
+        if kind == "features":
+            return
         self.low = nn.Conv2d(channels[0], 64, 1, bias=False)
         self.high = nn.Conv2d(channels[1], 128, 1, bias=False)
         self.keys = nn.Conv2d(3 + 64 + 128, 192, 1, bias=False)
-        for level in (self.low, self.high):
-            if balanced:
-                nn.init.orthogonal_(level.weight)
-            else:
-                nn.init.kaiming_normal_(level.weight)
-        if balanced:
-            nn.init.orthogonal_(self.keys.weight)
+        if kind == "learned":
+            for projection in (self.low, self.high, self.keys):
+                nn.init.orthogonal_(projection.weight, gain=4)
         else:
+            nn.init.kaiming_normal_(self.low.weight)
+            nn.init.kaiming_normal_(self.high.weight)
             nn.init.xavier_uniform_(self.keys.weight, gain=4)
 
     def forward(self, maps: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Revised maps (B, C, h, w), in the range of ``maps`` (B, C, h, w)."""
         size = maps.shape[-2:]
-        parts = [images.detach(), self.low(low.detach()), self.high(high.detach())]
-        if not self.balanced:
-            parts[1:] = [part.relu() for part in parts[1:]]
-        parts = [F.interpolate(p, size, mode="bilinear", align_corners=True) for p in parts]
-        if self.balanced:
-            parts = [part / (_length(part).mean((2, 3), keepdim=True) + _EPS) for part in parts]
-        keys = self.keys(torch.cat(parts, 1))
+        keys = self._keys(images.detach(), low.detach(), high.detach(), size)
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float().flatten(2)
-            if self.balanced:
+            if self.kind != "published":
                 keys = keys - keys.mean(2, keepdim=True)
             keys = keys / (keys.norm(dim=1, keepdim=True) + _EPS)
             return self._gathered(maps.detach().float().flatten(2), keys).unflatten(2, size)
+
+    def _keys(self, images: Tensor, low: Tensor, high: Tensor, size: torch.Size) -> Tensor:
+        if self.kind != "features":
+            low, high = self.low(low), self.high(high)
+        if self.kind == "published":
+            low, high = low.relu(), high.relu()
+        parts = [
+            F.interpolate(part, size, mode="bilinear", align_corners=True)
+            for part in (images, low, high)
+        ]
+        if self.kind != "published":
+            parts = [part.float() / (_length(part) + _EPS) for part in parts]
+        keys = torch.cat(parts, 1)
+        return keys if self.kind == "features" else self.keys(keys)
 
     def _gathered(self, maps: Tensor, keys: Tensor) -> Tensor:
         batch, _, pixels = keys.shape
@@ -126,7 +135,8 @@ class PixelCorrelation(nn.Module):
 
 
 def _length(part: Tensor) -> Tensor:
-    return part.float().norm(dim=1, keepdim=True)
+    """Mean length of the features of an image's pixels."""
+    return part.float().norm(dim=1, keepdim=True).mean((2, 3), keepdim=True)
 
 
 def _gather(maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
@@ -242,17 +252,23 @@ class SEAM(Method):
             0.0, ge=0, lt=1, description="largest shift of view 2, as a share of its side"
         )
         er: float = Field(1.0, ge=0, description="weight of equivariance (paper: 1)")
-        ecr: float = Field(1.0, ge=0, description="weight of cross regularisation (paper: 1)")
+        ecr: float | None = Field(
+            None,
+            ge=0,
+            description="weight of cross regularisation (paper: 1), which teaches PCM; null = 1 "
+            "where PCM has anything to learn",
+        )
         top: float = Field(
             0.2, gt=0, le=1, description="share of the largest differences that ecr averages"
         )
         minimum: float = Field(
-            1.0, ge=0, description="weight of the code's pressure on each image's lowest scores"
+            0.0, ge=0, description="weight of the code's pressure on low scores (code: 1)"
         )
         pcm: bool = Field(True, description="false = plain maps only: no ecr, no minimum")
-        keys: Literal["balanced", "published"] = Field(
-            "balanced",
-            description="what PCM compares; published = projections that take long to learn",
+        keys: Keys = Field(
+            "learned",
+            description="what PCM compares: features = levels and image as they are, so that "
+            "nothing is learned; learned = projections of them; published = the paper's",
         )
         rivals: Literal["all", "predicted", "none"] = Field(
             "none",
@@ -268,12 +284,22 @@ class SEAM(Method):
         dropout: float = Field(0.0, ge=0, lt=1, description="of whole feature maps (paper: .5)")
 
         @model_validator(mode="after")
-        def _pcm_is_there(self) -> Any:
-            if not self.pcm and (self.ecr or self.minimum):
-                raise ValueError("ecr and minimum train PCM: without pcm set both to 0")
-            if self.pcm and not self.ecr:
-                raise ValueError("PCM learns from ecr alone: with ecr 0 set pcm to false")
+        def _something_learns(self) -> Any:
+            learns = self.pcm and self.keys != "features"
+            if not learns and (self.ecr or self.minimum):
+                raise ValueError(
+                    "ecr and minimum teach PCM's projections: leave them out, or set keys: learned"
+                )
+            if learns and self.ecr == 0:
+                raise ValueError("PCM's projections learn from ecr alone: set keys: features")
             return self
+
+        def weights(self) -> dict[str, float]:
+            """Weight of each loss that is on."""
+            learns = self.pcm and self.keys != "features"
+            ecr = float(learns) if self.ecr is None else self.ecr
+            weights = {"cls": 1.0, "er": self.er, "ecr": ecr, "min": self.minimum}
+            return {name: weight for name, weight in weights.items() if weight}
 
     config: Config
 
@@ -283,12 +309,11 @@ class SEAM(Method):
         levels = self.backbone.levels
         self.dropout = nn.Dropout2d(self.config.dropout)
         self.head = CAMHead(levels[-1].channels, num_classes)
-        weights = {"er": self.config.er, "ecr": self.config.ecr, "min": self.config.minimum}
-        self.terms = ("cls", *(name for name, weight in weights.items() if weight))
+        self.weights = self.config.weights()
+        self.terms = tuple(self.weights)
         if self.config.pcm:
             low, high = (levels[i].channels for i in self.config.levels)
-            balanced = self.config.keys == "balanced"
-            self.pcm = PixelCorrelation((low, high), balanced, self.config.block)
+            self.pcm = PixelCorrelation((low, high), self.config.keys, self.config.block)
         else:
             self.heads = ("cam",)
 
@@ -299,33 +324,29 @@ class SEAM(Method):
         view = View.draw(
             batch.images, self._view_size(size), config.flip, config.rotation, config.translation
         )
-        plain1, revised1 = self._maps(batch.images)
-        plain2, revised2 = self._maps(view.of(batch.images))
+        learns = "ecr" in self.terms
+        plain1, revised1 = self._maps(batch.images, tags, pcm=learns)
+        plain2, revised2 = self._maps(view.of(batch.images), tags, pcm=learns)
         grid = (plain1.shape[-2], plain1.shape[-1])
 
-        def back(maps: Tensor) -> Tensor:
-            return view.back(maps, size, grid, stride)[0]
+        def back(maps: Tensor) -> tuple[Tensor, Tensor]:
+            return view.back(maps, size, grid, stride)
 
         logits = torch.stack([plain1.mean((2, 3)), plain2.mean((2, 3))]).float()
         terms = {"cls": F.multilabel_soft_margin_loss(logits, tags.expand_as(logits))}
-        inside = view.back(plain2.float(), size, grid, stride)[1]
+        theirs, inside = back(gate(normalise_min_max(plain2.float().relu()), tags))
         ours = gate(normalise_min_max(plain1.float().relu()), tags) * inside
-        theirs = back(gate(normalise_min_max(plain2.float().relu()), tags))
-        if config.er:
-            terms["er"] = config.er * (ours - theirs).abs().mean()
-        if revised1 is None or revised2 is None:
-            return terms
-        with_background = F.pad(tags, (1, 0), value=1.0)
-        y1 = gate(normalise_min_max(revised1), with_background) * inside
-        y2 = back(gate(normalise_min_max(revised2), with_background))
-        terms["ecr"] = config.ecr * (
-            self._largest((_target(theirs) * inside - y1).abs())
-            + self._largest((_target(ours) * inside - y2).abs())
-        )
-        if config.minimum:
+        terms["er"] = (ours - theirs).abs().mean()
+        if revised1 is not None and revised2 is not None:
+            with_background = F.pad(tags, (1, 0), value=1.0)
+            y1 = gate(normalise_min_max(revised1), with_background) * inside
+            y2, _ = back(gate(normalise_min_max(revised2), with_background))
+            terms["ecr"] = self._largest((_target(theirs) * inside - y1).abs()) + self._largest(
+                (_target(ours) * inside - y2).abs()
+            )
             lows = torch.stack([_lowest(gate(y[:, 1:], tags)) for y in (revised1, revised2)])
-            terms["min"] = config.minimum * lows.mean()
-        return terms
+            terms["min"] = lows.mean()
+        return {name: weight * terms[name] for name, weight in self.weights.items()}
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """``pcm``: PCM's foreground maps in [0, 1]; ``cam``: plain maps as logits."""
@@ -335,21 +356,29 @@ class SEAM(Method):
             return Maps(plain, kind="logit", logits=logits)
         return Maps(revised[:, 1:].clamp(0, 1), kind="unit", logits=logits)
 
-    def _maps(self, images: Tensor, pcm: bool = True) -> tuple[Tensor, Tensor | None]:
+    def _maps(
+        self, images: Tensor, tags: Tensor | None = None, pcm: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Plain maps (B, K, h, w) and PCM's (B, K + 1, h, w), background first."""
         levels = self.backbone(images)
         plain = self.head(self.dropout(levels[-1]))
         if not (pcm and self.config.pcm):
             return plain, None
         low, high = (levels[i] for i in self.config.levels)
-        return plain, self.pcm(self._evidence(plain.detach()), images, low, high)
+        return plain, self.pcm(self._evidence(plain.detach(), tags), images, low, high)
 
-    def _evidence(self, plain: Tensor) -> Tensor:
-        """What PCM spreads: scores in [0, 1] with a background, and one class at each pixel."""
+    def _evidence(self, plain: Tensor, tags: Tensor | None) -> Tensor:
+        """What PCM spreads: scores in [0, 1] with a background.
+
+        Without rivals a class's map does not depend on the others, only the background does: so
+        tags can keep absent classes out of it in training though inference has none.
+        """
         scores = normalise_max(plain)
+        if self.config.rivals == "none":
+            return _with_background(scores if tags is None else gate(scores, tags))
         if self.config.rivals == "predicted":
             scores = scores * plain.float().mean((2, 3), keepdim=True).sigmoid()
-        return _target(scores) if self.config.rivals != "none" else _with_background(scores)
+        return _target(scores)
 
     def _view_size(self, size: int) -> int:
         """Side of view 2: a whole number of cells, so that no cell looks at padding alone."""
