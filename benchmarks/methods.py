@@ -36,24 +36,28 @@ from weakseg.stages.seeds import classification_f1, make_seeds
 
 RESULTS = Path(__file__).parent / "results" / "methods.csv"
 
-PLAIN_SEAM = {"pcm": False, "ecr": 0, "minimum": 0}
+LEARNED = {"name": "seam", "keys": "learned"}
+CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cam": {"name": "cam"},
     "puzzle": {"name": "puzzle"},
     "puzzle: cls": {"name": "puzzle", "p_cls": 0, "alpha": 0},
     "puzzle: cls, p-cls": {"name": "puzzle", "alpha": 0},
     "puzzle: cls, re": {"name": "puzzle", "p_cls": 0},
+    "puzzle: alpha .5": {"name": "puzzle", "alpha": 0.5},
     "seam": {"name": "seam"},
-    "seam: cls": {"name": "seam", **PLAIN_SEAM, "er": 0},
-    "seam: cls, er": {"name": "seam", **PLAIN_SEAM},
-    "seam: cls, ecr": {"name": "seam", "er": 0},
-    "seam: scale .3": {"name": "seam", "scale": 0.3},
+    "seam: cls": {"name": "seam", "pcm": False, "er": 0},
+    "seam: cls, er": {"name": "seam", "pcm": False},
+    "seam: cls, pcm": {"name": "seam", "er": 0},
+    "seam: learned keys, ecr": LEARNED,
+    "seam: learned keys, ecr without selection": LEARNED | {"top": 1},
+    "seam: published": {"name": "seam", **CODE},
+    "seam: scale .5": {"name": "seam", "scale": 0.5},
     "seam: scale, flip": {"name": "seam", "flip": True},
     "seam: scale, rotation": {"name": "seam", "rotation": 20},
     "seam: scale, translation": {"name": "seam", "translation": 0.05},
     "seam: flip": {"name": "seam", "scale": 1, "flip": True},
     "seam: all": {"name": "seam", "flip": True, "rotation": 20, "translation": 0.05},
-    "seam: without selection": {"name": "seam", "top": 1},
 }
 
 

@@ -35,7 +35,7 @@ from weakseg.data.loading import Augment, StepBatches, TrainingImages, training_
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.inference import Normalise, Predictor
-from weakseg.methods import build
+from weakseg.methods import Batch, build
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import confusion_matrix, metrics
@@ -161,6 +161,51 @@ class _Clock(Callback):
 
     def on_train_batch_end(self, *_: object) -> None:
         self.marks.append(time.perf_counter())
+
+
+def _method_step(settings: dict[str, object], images: Collection) -> Measured:
+    """Forward, backward and update of a method against those of CAM, on the same batch."""
+    spec = BackboneSpec(name="resnet18", pretrained=False, norm="frozen")
+    batch = Batch(
+        torch.randn(8, 3, 320, 320).contiguous(memory_format=torch.channels_last),
+        (torch.rand(8, len(images.classes)) < 0.1).float(),
+        [""] * 8,
+    )
+
+    def steps(section: dict[str, object]) -> Callable[[], float]:
+        model = build(section, backbone_factory(spec), len(images.classes)).train()
+        model.to(memory_format=torch.channels_last)
+        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+        def step() -> None:
+            for _ in range(3):
+                optimiser.zero_grad()
+                torch.stack(list(model.losses(batch, 0.9).values())).sum().backward()
+                optimiser.step()
+
+        step()
+        return lambda: timed(step)
+
+    ours, reference, peak = compare(steps(settings), steps({"name": "cam"}))
+    name = " ".join(f"{key} {value}" for key, value in settings.items())
+    work = f"3 steps of 8 at 320 px, resnet18, {name}; ours / CAM"
+    return Measured(work, ours, reference, ours / reference, peak)
+
+
+def puzzle_step(images: Collection) -> Measured:
+    """Puzzle-CAM at the same crop: at most 2.1 is wanted."""
+    return _method_step({"name": "puzzle"}, images)
+
+
+def seam_step(images: Collection) -> Measured:
+    """SEAM with a view of 0.3: at most 1.6 is wanted."""
+    return _method_step({"name": "seam", "scale": 0.3, "keys": "learned"}, images)
+
+
+def seam_step_published(images: Collection) -> Measured:
+    """SEAM with everything that the published code has."""
+    settings = {"name": "seam", "scale": 0.3, "keys": "published", "rivals": "all", "minimum": 1}
+    return _method_step(settings, images)
 
 
 def seeds(images: Collection) -> Measured:
@@ -502,6 +547,9 @@ class AbsentError(Exception):
 
 BENCHMARKS = {
     "train-step": train_step,
+    "puzzle-step": puzzle_step,
+    "seam-step": seam_step,
+    "seam-step-published": seam_step_published,
     "seeds": seeds,
     "sweep": threshold_sweep,
     "dense-crf": dense_crf_per_core,

@@ -292,6 +292,21 @@ class MethodContract:
                 assert model.eval()(batch.images).scores.shape[1] == classes
 
 
+class TestSeamLearned(MethodContract):
+    name = "seam"
+    settings = {"keys": "learned", "minimum": 1, "flip": True, "rotation": 20, "translation": 0.1}
+
+
+class TestSeamPublished(MethodContract):
+    name = "seam"
+    settings = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
+
+
+class TestSeamWithoutPCM(MethodContract):
+    name = "seam"
+    settings = {"pcm": False}
+
+
 def test_there_are_methods():
     assert "cam" in methods
 

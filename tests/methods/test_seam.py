@@ -101,7 +101,7 @@ def test_views_differ_between_images_and_derive_from_the_seed():
 # -- the pixel correlation module
 
 
-def reference(maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def reference(maps: np.ndarray, keys: np.ndarray, power: float) -> np.ndarray:
     """PCM pixel by pixel: (C, N) maps and (D, N) keys."""
     pixels = maps.shape[1]
     out = np.zeros_like(maps)
@@ -109,7 +109,7 @@ def reference(maps: np.ndarray, keys: np.ndarray) -> np.ndarray:
         weights = np.zeros(pixels)
         for i in range(pixels):
             length = np.linalg.norm(keys[:, i]) * np.linalg.norm(keys[:, j])
-            weights[i] = max(0.0, keys[:, i] @ keys[:, j] / length)
+            weights[i] = max(0.0, keys[:, i] @ keys[:, j] / length) ** power
         out[:, j] = maps @ (weights / weights.sum())
     return out
 
@@ -121,8 +121,9 @@ def pcm_inputs(side: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pcm_is_the_formula(kind: Keys):
-    module, (maps, image, low, high) = PixelCorrelation((5, 7), kind), pcm_inputs()
+@pytest.mark.parametrize("power", [1.0, 3.0])
+def test_pcm_is_the_formula(kind: Keys, power: float):
+    module, (maps, image, low, high) = PixelCorrelation((5, 7), kind, power), pcm_inputs()
     with torch.no_grad():
         found = module(maps, image, low, high)
         parts = [image, low, high]
@@ -140,7 +141,7 @@ def test_pcm_is_the_formula(kind: Keys):
         if kind != "published":
             keys = keys - keys.mean((2, 3), keepdim=True)
     for i in range(2):
-        wanted = reference(maps[i].flatten(1).numpy(), keys[i].flatten(1).numpy())
+        wanted = reference(maps[i].flatten(1).numpy(), keys[i].flatten(1).numpy(), power)
         np.testing.assert_allclose(found[i].flatten(1).numpy(), wanted, atol=2e-5)
 
 
@@ -148,7 +149,7 @@ def test_pcm_in_blocks_is_the_same_with_the_same_gradients():
     found = []
     for block in (None, 7, 1):
         torch.manual_seed(0)
-        module = PixelCorrelation((5, 7), "learned", block)
+        module = PixelCorrelation((5, 7), "learned", 2.0, block)
         out = module(*pcm_inputs())
         (out * torch.linspace(0, 1, 36).reshape(6, 6)).sum().backward()
         found.append((out.detach(), *(p.grad for p in module.parameters())))
@@ -223,7 +224,7 @@ def test_an_equivariant_network_has_no_equivariance_loss():
 
 
 def test_losses_are_the_formulas_on_equal_views():
-    model = seam(scale=1.0, minimum=1)
+    model = seam(scale=1.0, keys="learned", minimum=1)
     batch = batch_of()
     with torch.no_grad():
         found = model.losses(batch, 0.0)
@@ -266,12 +267,12 @@ def test_targets_are_copies_without_gradient():
 @pytest.mark.parametrize(
     ("config", "terms"),
     [
-        ({"minimum": 1}, ("cls", "er", "ecr", "min")),
-        ({}, ("cls", "er", "ecr")),
-        ({"er": 0}, ("cls", "ecr")),
+        ({"keys": "published", "minimum": 1}, ("cls", "er", "ecr", "min")),
+        ({"keys": "learned"}, ("cls", "er", "ecr")),
+        ({"keys": "learned", "er": 0}, ("cls", "ecr")),
         ({"pcm": False}, ("cls", "er")),
-        ({"keys": "features"}, ("cls", "er")),
-        ({"keys": "features", "er": 0}, ("cls",)),
+        ({}, ("cls", "er")),
+        ({"er": 0}, ("cls",)),
     ],
 )
 def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
@@ -282,7 +283,7 @@ def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
 
 
 @pytest.mark.parametrize(
-    "config", [{"pcm": False, "ecr": 1}, {"keys": "features", "minimum": 1}, {"ecr": 0}]
+    "config", [{"pcm": False, "ecr": 1}, {"minimum": 1}, {"keys": "learned", "ecr": 0}]
 )
 def test_settings_that_contradict_each_other_are_refused(config: dict):
     with pytest.raises(UserError, match="PCM's projections"):
@@ -291,7 +292,15 @@ def test_settings_that_contradict_each_other_are_refused(config: dict):
 
 @pytest.mark.parametrize(
     ("crop", "scale", "size"),
-    [(448, None, 136), (192, None, 96), (320, None, 96), (192, 0.3, 56), (64, 0.05, 8)],
+    [
+        (448, None, 136),
+        (192, None, 96),
+        (320, None, 96),
+        (128, None, 96),
+        (64, None, 48),
+        (192, 0.3, 56),
+        (64, 0.05, 8),
+    ],
 )
 def test_the_second_view_is_a_whole_number_of_cells(crop: int, scale: float | None, size: int):
     assert seam(scale=scale)._view_size(crop) == size
@@ -348,9 +357,9 @@ def test_training_lowers_the_equivariance_error_below_cams():
     unseen, their_tags = shapes(32, start=1000)
     spec = BackboneSpec(name="test_resnet", pretrained=False, output_stride=8)
     errors = {}
-    for name in ("cam", "seam"):
+    for name, config in (("cam", {}), ("seam", {"scale": 0.5})):
         torch.manual_seed(0)
-        model = build({"name": name}, backbone_factory(spec), len(CLASSES))
+        model = build({"name": name, **config}, backbone_factory(spec), len(CLASSES))
         optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
         for step in range(60):
             rows = torch.randint(0, 64, (8,), generator=torch.Generator().manual_seed(step))

@@ -57,6 +57,7 @@ Keys = Literal["features", "learned", "published"]
 
 _ENTRIES = 2**24  # of a block of affinities: 64 MB in float32
 _EPS = 1e-5
+_SMALLEST = 96  # pixels of a view: on shapes-v1 at 128 px, half-sized views cost 1.6 points
 
 
 class PixelCorrelation(nn.Module):
@@ -74,12 +75,20 @@ class PixelCorrelation(nn.Module):
         channels: Of the two levels.
         kind: ``features``, the levels and the image themselves: nothing is learned; ``learned``,
             projections that start by keeping angles (orthogonal, no ReLU); ``published``.
+        power: Of the affinities; more than 1 gives the most alike pixels more weight.
         block: Pixels that gather at a time; ``None`` = as many as keep the affinities in 64 MB.
     """
 
-    def __init__(self, channels: tuple[int, int], kind: Keys, block: int | None = None) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        kind: Keys,
+        power: float = 1.0,
+        block: int | None = None,
+    ) -> None:
         super().__init__()
         self.kind = kind
+        self.power = power
         self.block = block
         if kind == "features":
             return
@@ -123,25 +132,26 @@ class PixelCorrelation(nn.Module):
         batch, _, pixels = keys.shape
         block = self.block or max(1, _ENTRIES // (batch * pixels))
         if block >= pixels:
-            return _gather(maps, keys, keys)
+            return self._gather(maps, keys, keys)
         # Affinities of a block are computed again for its gradient: N x N never exists.
         return torch.cat(
             [
-                checkpoint(_gather, maps, keys, part, use_reentrant=False)
+                checkpoint(self._gather, maps, keys, part, use_reentrant=False)
                 for part in keys.split(block, dim=2)
             ],
             dim=2,
         )
 
+    def _gather(self, maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+        affinity = (keys.transpose(1, 2) @ queries).relu()
+        if self.power != 1:
+            affinity = affinity**self.power
+        return (maps @ affinity) / (affinity.sum(1, keepdim=True) + _EPS)
+
 
 def _length(part: Tensor) -> Tensor:
     """Mean length of the features of an image's pixels."""
     return part.float().norm(dim=1, keepdim=True).mean((2, 3), keepdim=True)
-
-
-def _gather(maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    affinity = (keys.transpose(1, 2) @ queries).relu()
-    return (maps @ affinity) / (affinity.sum(1, keepdim=True) + _EPS)
 
 
 @dataclass
@@ -244,7 +254,7 @@ class SEAM(Method):
             None,
             gt=0,
             le=1,
-            description="size of view 2; null = .3 (paper), .5 for crops under 320",
+            description="size of view 2; null = .3 (paper), or 96 pixels where that is more, .75 at most",
         )
         flip: bool = Field(False, description="mirror half of view 2")
         rotation: float = Field(0.0, ge=0, le=180, description="largest turn of view 2, in degrees")
@@ -266,7 +276,7 @@ class SEAM(Method):
         )
         pcm: bool = Field(True, description="false = plain maps only: no ecr, no minimum")
         keys: Keys = Field(
-            "learned",
+            "features",
             description="what PCM compares: features = levels and image as they are, so that "
             "nothing is learned; learned = projections of them; published = the paper's",
         )
@@ -276,8 +286,10 @@ class SEAM(Method):
             "each weighed by its predicted probability, or nobody's",
         )
         levels: tuple[int, int] = Field(
-            (-3, -2), description="levels that PCM compares, counted from the last"
+            (-2, -1),
+            description="levels that PCM compares, counted from the last (paper: -3 and -2)",
         )
+        power: float = Field(2.0, ge=1, description="of PCM's affinities (paper: 1)")
         block: PositiveInt | None = Field(
             None, description="pixels that PCM handles at a time; null = what fits in 64 MB"
         )
@@ -313,7 +325,9 @@ class SEAM(Method):
         self.terms = tuple(self.weights)
         if self.config.pcm:
             low, high = (levels[i].channels for i in self.config.levels)
-            self.pcm = PixelCorrelation((low, high), self.config.keys, self.config.block)
+            self.pcm = PixelCorrelation(
+                (low, high), self.config.keys, self.config.power, self.config.block
+            )
         else:
             self.heads = ("cam",)
 
@@ -382,7 +396,7 @@ class SEAM(Method):
 
     def _view_size(self, size: int) -> int:
         """Side of view 2: a whole number of cells, so that no cell looks at padding alone."""
-        scale = self.config.scale or (0.3 if size >= 320 else 0.5)
+        scale = self.config.scale or min(0.75, max(0.3, _SMALLEST / size))
         stride = self.backbone.levels[-1].stride
         return max(1, round(scale * size / stride)) * stride
 

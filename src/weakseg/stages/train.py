@@ -23,7 +23,7 @@ from weakseg.errors import UserError
 from weakseg.export.model import find_model, initialise, read_weights, save
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
-from weakseg.methods import Trainable, build
+from weakseg.methods import Trainable, build, resolve
 from weakseg.networks.backbone import Backbone, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
@@ -61,12 +61,18 @@ def inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
     """Everything that decides the result of the stage."""
     return {
         "seed": recipe.seed,
-        "method": recipe.method,
+        "method": _settled(recipe),
         "backbone": recipe.backbone.model_dump(mode="json"),
         "train": without_pace(recipe.train),
         "init_from": origin(recipe.train),
         "images": images.fingerprint(),
     }
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """The method with every setting, so that a later default changes nothing that was trained."""
+    _, config = resolve(recipe.method)
+    return {"name": recipe.method["name"], **config.model_dump(mode="json")}
 
 
 def without_pace(config: TrainConfig) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
     result = fit(folder, make_model, make_data, config, placement(recipe), recipe.seed, "train")
     network = {
         "task": "method",
-        "method": dict(recipe.method),
+        "method": _settled(recipe),
         "backbone": saved_spec(recipe.backbone, result.model),
     }
     save_model(folder, recipe, result, images, network)
