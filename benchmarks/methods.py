@@ -5,7 +5,8 @@
 The demo's network is first trained as a CAM for 496 steps (once per seed, shared by all), then each
 variant trains on from there for 310 steps, CAM included, with frozen BatchNorm. Seeds are made on
 the 500 training images. ``equivariance`` is the mean difference between a map and the map of the
-half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on.
+half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on. --picture draws
+docs/images/methods.png from the runs that are there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pictures import draw, image_cell, mask_cell, scores_cells
 from rows import append, commit, device
 
 from weakseg.data.images import read_image
@@ -28,6 +30,7 @@ from weakseg.methods.seam import View
 from weakseg.ops import metrics, normalise_min_max
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import MasksConfig, Recipe, load_recipe
+from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import sweep
@@ -35,6 +38,14 @@ from weakseg.stages.masks import choose_rule
 from weakseg.stages.seeds import classification_f1, make_seeds
 
 RESULTS = Path(__file__).parent / "results" / "methods.csv"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
+SHOWN = 7
+COLUMNS = {  # of the picture: variant, and folder of the scores in its run
+    "CAM": ("cam", "3-seeds/scores"),
+    "Puzzle-CAM": ("puzzle", "3-seeds/scores"),
+    "SEAM, plain map": ("seam", "seeds-cam"),
+    "SEAM, PCM": ("seam", "3-seeds/scores"),
+}
 
 LEARNED = {"name": "seam", "keys": "learned"}
 CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
@@ -73,13 +84,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--set", dest="sets", action="append", default=[])
     parser.add_argument("--name", default="", help="name of the settings given with --set")
+    parser.add_argument("--picture", action="store_true", help="draw, and measure nothing")
     args = parser.parse_args()
+    if args.picture:
+        _picture(args.out, args.seeds[0])
+        return
     for seed in args.seeds:
         warm = args.out / f"warmup-{seed}"
         run_recipe(_recipe(seed), warm, until="train")
         for variant in args.variants:
             name = variant + (f" ({args.name})" if args.name else "")
-            folder = args.out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
+            folder = _folder(args.out, name, seed)
             recipe = _recipe(seed, VARIANTS[variant], warm, args.sets)
             run = RunFolder(run_recipe(recipe, folder, until="seeds").folder)
             command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
@@ -101,6 +116,21 @@ def _recipe(
         demo["backbone"]["norm"] = "frozen"
         demo["train"] |= {"init_from": str(warm), "steps": 310, "lr": 0.002, "warmup": 0.1}
     return load_recipe(demo, sets=sets or [])
+
+
+def _folder(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def _picture(out: Path, seed: int) -> None:
+    """Images of shapes-v1 and what each method's seeds make of them."""
+    images = collect(_recipe(seed).data).split("train")
+    samples = choose(images, images.classes, SHOWN)
+    columns = {"image": [image_cell(s) for s in samples]}
+    for name, (variant, seeds) in COLUMNS.items():
+        columns[name] = scores_cells(_folder(out, variant, seed) / seeds, images, samples)
+    columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
+    draw(columns, PICTURE)
 
 
 def _measure(run: RunFolder, recipe: Recipe, name: str, command: str) -> None:

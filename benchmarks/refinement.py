@@ -14,21 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from pictures import draw, image_cell, mask_cell, scores_cells
 from rows import append, commit, device
 
-from weakseg.data.images import read_image, read_mask, voc_palette
 from weakseg.data.samples import Sample
-from weakseg.data.scorefile import read_scores
 from weakseg.pipeline import run_recipe
-from weakseg.recipe import MasksConfig, Recipe, load_recipe
+from weakseg.recipe import Recipe, load_recipe
 from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import judge_masks, sweep
-from weakseg.stages.masks import choose_rule, label
-from weakseg.stages.seeds import scores_path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "refinement.csv"
@@ -45,7 +41,6 @@ CHAINS: dict[str, list[Any]] = {
     ],
 }
 SHOWN = 6
-SIDE = 128
 
 
 def main() -> None:
@@ -68,12 +63,13 @@ def main() -> None:
         run = RunFolder(run_recipe(recipe, folder, until="masks").folder)
         images = collect(recipe.data).split("train")
         samples = samples or choose(images, images.classes, SHOWN)
-        columns.setdefault("image", [_image(s) for s in samples])
-        columns[name] = [_scores(run, recipe, s) for s in samples]
+        columns.setdefault("image", [image_cell(s) for s in samples])
+        columns[name] = scores_cells(run.scores_folder(recipe.steps), images, samples)
         _append(_row(run, recipe, name, args.seed))
-    columns["mask"] = [_mask(run.stage_folder("masks") / "masks" / f"{s.id}.png") for s in samples]
-    columns["ground truth"] = [_mask(s.mask) for s in samples if s.mask is not None]
-    _draw(columns)
+    masks = run.stage_folder("masks") / "masks"
+    columns["mask"] = [mask_cell(masks / f"{s.id}.png") for s in samples]
+    columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
+    draw(columns, PICTURE)
 
 
 def _row(run: RunFolder, recipe: Recipe, name: str, seed: int) -> dict[str, Any]:
@@ -102,49 +98,6 @@ def _row(run: RunFolder, recipe: Recipe, name: str, seed: int) -> dict[str, Any]
 def _append(row: dict[str, Any]) -> None:
     append(RESULTS, [row])
     print(row["chain"], row["oracle_miou"], row["miou"], row["fp"], row["fn"], file=sys.stderr)
-
-
-def _image(sample: Sample) -> np.ndarray:
-    return cv2.resize(read_image(sample.image), (SIDE, SIDE))
-
-
-def _scores(run: RunFolder, recipe: Recipe, sample: Sample) -> np.ndarray:
-    """The best score as a heat map over the dimmed image, foreground outlined."""
-    folder = run.scores_folder(recipe.steps)
-    rule = choose_rule(MasksConfig(), folder, collect(recipe.data).split("train"))
-    seed = read_scores(scores_path(folder, sample.id))
-    best, _ = seed.full_size().best()
-    heat = cv2.applyColorMap(np.rint(best * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    gray = cv2.cvtColor(
-        cv2.cvtColor(read_image(sample.image), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB
-    )
-    picture = np.ascontiguousarray(cv2.addWeighted(heat, 0.8, gray, 0.25, 0))
-    foreground = (label(seed, rule.threshold) > 0).astype(np.uint8)
-    edges, _ = cv2.findContours(foreground, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.resize(cv2.drawContours(picture, edges, -1, (255, 255, 255), 1), (SIDE, SIDE))
-
-
-def _mask(path: Path) -> np.ndarray:
-    colours = voc_palette()[read_mask(path)]
-    return cv2.resize(colours, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-
-
-def _draw(columns: dict[str, list[np.ndarray]]) -> None:
-    gap, head = 6, 22
-    rows = max(map(len, columns.values()))
-    canvas = np.full(
-        (head + rows * (SIDE + gap), len(columns) * (SIDE + gap) - gap, 3), 255, np.uint8
-    )
-    for x, (name, cells) in enumerate(columns.items()):
-        left = x * (SIDE + gap)
-        cv2.putText(
-            canvas, name, (left + 2, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40,) * 3, 1, cv2.LINE_AA
-        )
-        for y, cell in enumerate(cells):
-            top = head + y * (SIDE + gap)
-            canvas[top : top + SIDE, left : left + SIDE] = cell
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(PICTURE), canvas[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 if __name__ == "__main__":

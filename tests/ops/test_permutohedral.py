@@ -1,13 +1,12 @@
 """The lattice on its own: partition of unity, Gaussian response, same bits for any number of parts."""
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weakseg.ops import permutohedral
-from weakseg.ops.permutohedral import LANES, blurred, bounds, build_lattice, jit, splitter
+from weakseg.ops.permutohedral import LANES, blurred, build_lattice
+from weakseg.ops.threads import splitter
 
 
 def _filter(features: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -98,34 +97,7 @@ def test_any_number_of_parts_builds_the_same_lattice(d):
             np.testing.assert_array_equal(array, getattr(shared, name), err_msg=name)
 
 
-@given(st.integers(0, 100), st.integers(1, 12))
-def test_parts_cover_everything_once(size, parts):
-    cuts = [bounds(size, part, parts) for part in range(parts)]
-    assert [i for start, stop in cuts for i in range(start, stop)] == list(range(size))
-
-
-def test_an_error_in_any_part_is_raised():
-    def fail(part: int, parts: int) -> None:
-        if part == parts - 1:
-            raise RuntimeError("part failed")
-
-    for threads in (1, 3):
-        with splitter(threads) as split, pytest.raises(RuntimeError, match="part failed"):
-            split(fail)
-
-
 def test_points_too_far_apart_are_refused():
     features = np.array([[0, 1e7]] * 5, dtype=np.float32)
     with splitter(1) as split, pytest.raises(ValueError, match="too narrow"):
         build_lattice(features, split)
-
-
-def test_it_compiles_where_nothing_can_be_written(monkeypatch):
-    def njit(cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return numba_njit(**options)
-
-    numba_njit = numba.njit
-    monkeypatch.setattr(permutohedral.numba, "njit", njit)
-    assert jit(lambda x: x + 1)(1) == 2

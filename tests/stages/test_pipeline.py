@@ -305,3 +305,16 @@ def test_large_images_go_alone_and_small_ones_together(tmp_path):
     assert lengths(InferenceConfig(max_side=None)) == [1, 1, 1, 3]
     assert lengths(InferenceConfig(max_side=300)) == [3, 3]
     assert lengths(InferenceConfig(max_side=300), full=True) == [1, 1, 1, 3]
+
+
+def test_a_training_knows_every_setting_of_its_method(tiny_collection):
+    """So that neither a model folder nor a finished stage changes when a default does."""
+    from weakseg.methods import resolve
+    from weakseg.recipe import load_recipe
+    from weakseg.stages.train import inputs
+
+    section = {"name": "puzzle", "alpha": 1.5}
+    kept = inputs(load_recipe({"method": section}), tiny_collection)["method"]
+    assert set(kept) == {"name", *resolve(section)[0].Config.model_fields}
+    assert kept["alpha"] == 1.5
+    assert resolve(kept)[1] == resolve(section)[1]

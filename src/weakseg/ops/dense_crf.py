@@ -28,16 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weakseg.ops.checks import require_batch, require_image, require_maps
-from weakseg.ops.permutohedral import (
-    LANES,
-    Lattice,
-    Split,
-    blurred,
-    bounds,
-    build_lattice,
-    jit,
-    splitter,
-)
+from weakseg.ops.permutohedral import LANES, Lattice, blurred, build_lattice
+from weakseg.ops.threads import Split, bounds, jit, splitter
 
 __all__ = ["dense_crf", "dense_crf_from_labels", "dense_crf_many"]
 

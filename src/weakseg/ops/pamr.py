@@ -8,18 +8,16 @@ elsewhere they are sums over shifted tensors, which need no memory of (B, K, P, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 
 from weakseg.ops.checks import require_batch, require_image, require_maps
-from weakseg.ops.permutohedral import bounds, splitter
+from weakseg.ops.threads import bounds, jit, splitter
 
 __all__ = ["pamr"]
 
@@ -175,7 +173,6 @@ def _with_loops(
     image: Tensor, maps: Tensor, dilations: tuple[int, ...], iterations: int, rule: _Rule
 ) -> Tensor:
     """The CPU path: compiled loops over rows, with columns padded so that no index is clamped."""
-    weigh, average = _loops()
     height, width = image.shape[-2:]
     pad = min(max(dilations), width - 1)
     columns = ((0, 0), (0, 0), (pad, pad))
@@ -194,89 +191,79 @@ def _with_loops(
             colours = np.pad(image[b].detach().numpy(), columns, "edge")
             old = np.pad(maps[b].detach().numpy(), columns, "edge")
             new = np.empty_like(old)
-            over_rows(weigh, colours, rows, starts, numbers, rule.square, rule.position, weights)
+            over_rows(_weigh, colours, rows, starts, numbers, rule.square, rule.position, weights)
             for _ in range(iterations):
-                over_rows(average, old, rows, starts, weights, new)
+                over_rows(_average, old, rows, starts, weights, new)
                 old, new = new, old
             refined[b] = torch.from_numpy(old[..., pad : pad + width])
     return refined
 
 
-@cache
-def _loops() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The compiled loops over the rows from ``first`` to ``stop``.
+# Each row is written by one thread alone, in one order: the number of threads changes nothing.
 
-    Each row is written by one thread alone, in one order: the number of threads changes nothing.
-    Numba's own parallel loops would change torch's number of threads for good (they share OpenMP).
-    """
 
-    def weigh(first, stop, colours, rows, starts, numbers, square, position, weights):
-        """Writes the weights (H, P, W) of an image (3, H, W + 2 pad)."""
-        _, neighbours, width = weights.shape
-        pad = (colours.shape[2] - width) // 2
-        factor, eps, centre, appearance = numbers
-        samples = np.float32(neighbours) + centre
-        for y in range(first, stop):
-            here = weights[y]
-            here[:] = 0
-            mean, scale = np.empty((2, width), np.float32)
-            for c in range(3):
-                middle = colours[c, y, pad : pad + width]
-                mean[:] = 0  # of the differences to the centre
-                for n in range(neighbours):
-                    other = colours[c, rows[y, n], starts[n] : starts[n] + width]
-                    for x in range(width):
-                        mean[x] += other[x] - middle[x]
+@jit(error_model="numpy")
+def _weigh(first, stop, colours, rows, starts, numbers, square, position, weights):
+    """Writes the weights (H, P, W) of an image (3, H, W + 2 pad)."""
+    _, neighbours, width = weights.shape
+    pad = (colours.shape[2] - width) // 2
+    factor, eps, centre, appearance = numbers
+    samples = np.float32(neighbours) + centre
+    for y in range(first, stop):
+        here = weights[y]
+        here[:] = 0
+        mean, scale = np.empty((2, width), np.float32)
+        for c in range(3):
+            middle = colours[c, y, pad : pad + width]
+            mean[:] = 0  # of the differences to the centre
+            for n in range(neighbours):
+                other = colours[c, rows[y, n], starts[n] : starts[n] + width]
                 for x in range(width):
-                    mean[x] /= samples
-                    scale[x] = centre * mean[x] * mean[x]
-                for n in range(neighbours):
-                    other = colours[c, rows[y, n], starts[n] : starts[n] + width]
-                    for x in range(width):
-                        scale[x] += (other[x] - middle[x] - mean[x]) ** 2
+                    mean[x] += other[x] - middle[x]
+            for x in range(width):
+                mean[x] /= samples
+                scale[x] = centre * mean[x] * mean[x]
+            for n in range(neighbours):
+                other = colours[c, rows[y, n], starts[n] : starts[n] + width]
                 for x in range(width):
-                    scale[x] = factor * np.sqrt(scale[x] / (samples - np.float32(1))) + eps
-                for n in range(neighbours):
-                    other = colours[c, rows[y, n], starts[n] : starts[n] + width]
-                    for x in range(width):
-                        difference = abs(other[x] - middle[x]) / scale[x]
-                        if square:
-                            difference *= difference
-                        here[n, x] -= difference / np.float32(3)
-            highest, total = mean, scale  # the softmax takes their place
-            highest[:] = here[0]
+                    scale[x] += (other[x] - middle[x] - mean[x]) ** 2
+            for x in range(width):
+                scale[x] = factor * np.sqrt(scale[x] / (samples - np.float32(1))) + eps
+            for n in range(neighbours):
+                other = colours[c, rows[y, n], starts[n] : starts[n] + width]
+                for x in range(width):
+                    difference = abs(other[x] - middle[x]) / scale[x]
+                    if square:
+                        difference *= difference
+                    here[n, x] -= difference / np.float32(3)
+        highest, total = mean, scale  # the softmax takes their place
+        highest[:] = here[0]
+        total[:] = 0
+        for n in range(1, neighbours):
+            for x in range(width):
+                highest[x] = max(highest[x], here[n, x])
+        for n in range(neighbours):
+            for x in range(width):
+                here[n, x] = np.exp(here[n, x] - highest[x])
+                total[x] += here[n, x]
+        for n in range(neighbours):
+            for x in range(width):
+                here[n, x] = appearance * here[n, x] / total[x] + position[n]
+
+
+@jit(error_model="numpy")
+def _average(first, stop, old, rows, starts, weights, new):
+    """One iteration over maps (K, H, W + 2 pad), the padding of ``new`` included."""
+    _, neighbours, width = weights.shape
+    pad = (old.shape[2] - width) // 2
+    for y in range(first, stop):
+        for k in range(len(old)):
+            total = new[k, y, pad : pad + width]
             total[:] = 0
-            for n in range(1, neighbours):
-                for x in range(width):
-                    highest[x] = max(highest[x], here[n, x])
             for n in range(neighbours):
+                weight = weights[y, n]
+                other = old[k, rows[y, n], starts[n] : starts[n] + width]
                 for x in range(width):
-                    here[n, x] = np.exp(here[n, x] - highest[x])
-                    total[x] += here[n, x]
-            for n in range(neighbours):
-                for x in range(width):
-                    here[n, x] = appearance * here[n, x] / total[x] + position[n]
-
-    def average(first, stop, old, rows, starts, weights, new):
-        """One iteration over maps (K, H, W + 2 pad), the padding of ``new`` included."""
-        _, neighbours, width = weights.shape
-        pad = (old.shape[2] - width) // 2
-        for y in range(first, stop):
-            for k in range(len(old)):
-                total = new[k, y, pad : pad + width]
-                total[:] = 0
-                for n in range(neighbours):
-                    weight = weights[y, n]
-                    other = old[k, rows[y, n], starts[n] : starts[n] + width]
-                    for x in range(width):
-                        total[x] += weight[x] * other[x]
-                new[k, y, :pad] = total[0]
-                new[k, y, pad + width :] = total[-1]
-
-    def compiled(loop: Callable[..., None]) -> Callable[..., None]:
-        try:
-            return njit(nogil=True, error_model="numpy", cache=True)(loop)
-        except RuntimeError:  # no folder for the compiled code can be written
-            return njit(nogil=True, error_model="numpy")(loop)
-
-    return compiled(weigh), compiled(average)
+                    total[x] += weight[x] * other[x]
+            new[k, y, :pad] = total[0]
+            new[k, y, pad + width :] = total[-1]

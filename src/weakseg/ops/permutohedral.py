@@ -11,55 +11,17 @@ Every sum is taken in an order that does not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numba
 import numpy as np
 
-__all__ = ["LANES", "Lattice", "Split", "blurred", "bounds", "build_lattice", "jit", "splitter"]
+from weakseg.ops.threads import Split, bounds, jit
+
+__all__ = ["LANES", "Lattice", "blurred", "build_lattice"]
 
 LANES = 4  # values that are filtered side by side: index and weight are read once for all of them
-
-# Calls work(part, parts) for every part, each in a thread, and returns when all are done.
-Split = Callable[[Callable[[int, int], None]], None]
-
-
-def jit(function: Callable) -> Callable:
-    """Compiles without the interpreter lock, and keeps the code on disk where there is a place."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return numba.njit(nogil=True)(function)
-
-
-@contextmanager
-def splitter(threads: int) -> Iterator[Split]:
-    """Splits work over threads of its own.
-
-    Numba's parallel loops are not used: some of the layers they run on may not be entered from two
-    threads at once, others not after a fork, and both are usual where images are loaded.
-    """
-    if threads == 1:
-        yield lambda work: work(0, 1)
-        return
-    with ThreadPoolExecutor(threads - 1) as pool:
-
-        def split(work: Callable[[int, int], None]) -> None:
-            others = [pool.submit(work, part, threads) for part in range(1, threads)]
-            work(0, threads)
-            for other in others:
-                other.result()
-
-        yield split
-
-
-def bounds(size: int, part: int, parts: int) -> tuple[int, int]:
-    """Start and stop of one of several equal parts."""
-    return size * part // parts, size * (part + 1) // parts
 
 
 @dataclass(frozen=True)

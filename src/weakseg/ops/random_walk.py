@@ -7,19 +7,18 @@ is trained on them. The N x N transition matrix is never built: a step adds up s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import EllipsisType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from weakseg.ops.checks import require_batch, require_maps
+from weakseg.ops.threads import bounds, jit, splitter
 
 __all__ = [
     "edge_affinity",
@@ -242,22 +241,24 @@ def _walk_on_cpu(
     """Threads share the rows of a step: up to three times faster than tensors on one core."""
     shifts = np.array(offsets)
     height = scores.shape[-2]
-    threads = min(torch.get_num_threads(), -(-height // _ROWS))
-    starts = [height * i // threads for i in range(threads + 1)]
     walked = np.empty(scores.shape, np.float32)
-    with ThreadPoolExecutor(threads) as pool:
+    with splitter(min(torch.get_num_threads(), -(-height // _ROWS))) as split:
         for b in range(len(scores)):
             now, then = scores[b].numpy().copy(), walked[b]
             pairs, factors = weights[b].numpy(), scale[b].numpy()
             for _ in range(steps):
                 step = partial(_step, now, then, pairs, factors, shifts)
-                list(pool.map(step, starts[:-1], starts[1:]))
+                split(partial(_on_rows, step, height))
                 now, then = then, now
             walked[b] = now
     return torch.from_numpy(walked)
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+def _on_rows(step: Callable[[int, int], None], height: int, part: int, parts: int) -> None:
+    step(*bounds(height, part, parts))
+
+
+@jit(fastmath={"contract"})
 def _step(now, then, weights, scale, shifts, start, stop):
     """Rows start to stop of then = now T; maps (K, h, w), weights (P, h, w), scale (h, w)."""
     count, height, width = now.shape
@@ -280,7 +281,7 @@ def _step(now, then, weights, scale, shifts, start, stop):
                 then[k, y, x] = now[k, y, x] + change[x] * scale[y, x]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@jit(fastmath={"contract"})
 def _pull(change, own, other, weight):
     for x in range(len(change)):
         change[x] += weight[x] * (other[x] - own[x])
