@@ -22,6 +22,7 @@ from weakseg.ops import dense_crf_many, gate, merge_maps
 
 __all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
 
+_SEEN = 0.01  # largest probability below which a class takes no part in the CRF
 _PRESENT = 0.5  # probability above which a class counts as present where tags are not given
 
 
@@ -250,7 +251,9 @@ class Predictor:
         reduced = _reduced(images, self.max_side)
         probabilities = self.probabilities(reduced, tags)
         if self.crf is not None:
-            pairs = zip(reduced.split(1), probabilities.split(1), strict=True)
+            # The CRF leaves out classes that are zero: with 80 of them, most of its time.
+            seen = probabilities.amax((2, 3), keepdim=True) >= _SEEN
+            pairs = zip(reduced.split(1), (probabilities * seen).split(1), strict=True)
             probabilities = torch.cat(list(dense_crf_many(pairs, preset=self.crf)))
         if probabilities.shape[-2:] != size:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)

@@ -76,7 +76,7 @@ def test_a_network_that_sees_places_alone_has_nothing_to_reconstruct():
 
 
 def test_a_network_that_sees_the_whole_image_has():
-    assert puzzle("whole image").losses(batch_of(), 0.9)["re"] > 0.05
+    assert puzzle("whole image", alpha=4).losses(batch_of(), 0.9)["re"] > 0.05
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (3, 2), (1, 4)])
@@ -132,6 +132,14 @@ def test_the_weight_grows_over_the_first_half():
     assert float(at_once.losses(batch, 0.0)["re"].detach()) == pytest.approx(found[-1])
 
 
+@pytest.mark.parametrize(("crop", "weight"), [(16, 0.5), (512, 4.0)])
+def test_the_weight_suits_the_crop(crop: int, weight: float):
+    model = puzzle()
+    assert model._alpha(crop, 0.9) == weight
+    assert puzzle(alpha=1.5)._alpha(crop, 0.9) == 1.5
+    assert "re" in model.terms
+
+
 @pytest.mark.parametrize(
     ("off", "terms"),
     [
@@ -147,7 +155,7 @@ def test_each_loss_of_the_published_ablation_can_be_off(off: dict, terms: set[st
 
 
 def test_without_other_losses_it_is_cam(tiny_spec: BackboneSpec):
-    batch = Batch(torch.randn(2, 3, 64, 64), torch.ones(2, K), ["", ""])
+    batch = Batch(torch.randn(2, 3, 72, 72), torch.ones(2, K), ["", ""])  # does not divide
     cam = build({"name": "cam"}, backbone_factory(tiny_spec), K).eval()
     plain = build({"name": "puzzle", "p_cls": 0, "alpha": 0}, backbone_factory(tiny_spec), K).eval()
     plain.load_state_dict(cam.state_dict())
@@ -158,9 +166,17 @@ def test_without_other_losses_it_is_cam(tiny_spec: BackboneSpec):
 @pytest.mark.parametrize("name", ["test_resnet", "resnest14d", "mobilenetv3_small_050"])
 def test_crops_that_do_not_divide_are_padded(name: str):
     spec = BackboneSpec(name=name, pretrained=False, output_stride=16)
-    model = build({"name": "puzzle", "grid": (2, 3)}, backbone_factory(spec), K)
-    terms = model.losses(batch_of(2, 72), 0.9)
-    assert all(term.isfinite() for term in terms.values())
+    model = build({"name": "puzzle", "grid": (2, 3)}, backbone_factory(spec), K).eval()
+    assert isinstance(model, Puzzle)
+    batch = batch_of(2, 72)
+    padded = model._padded(batch.images)
+    assert padded.shape == (2, 3, 96, 96)
+    assert torch.equal(padded[..., :72, :72], batch.images)
+    assert padded[..., 72:, :].abs().max() == padded[..., 72:].abs().max() == 0
+    with torch.inference_mode():
+        terms = model.losses(batch, 0.9)
+        by_hand = model.losses(Batch(padded, batch.tags, batch.ids), 0.9)
+    torch.testing.assert_close(terms, by_hand)
 
 
 def test_a_backbone_that_does_not_divide_images_is_refused_with_the_size():

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from weakseg.data.shapes import CLASSES, draw
 from weakseg.errors import UserError
 from weakseg.methods import Batch, Method, build
-from weakseg.methods.seam import SEAM, Keys, PixelCorrelation, View, _target
+from weakseg.methods.seam import SEAM, Keys, PixelCorrelation, _target
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
-from weakseg.ops import gate, normalise_min_max
+from weakseg.ops import View, gate, normalise_min_max
 
 STRIDE, K = 8, 3
 KINDS: tuple[Keys, ...] = ("features", "learned", "published")
@@ -216,15 +216,22 @@ def test_pcm_learns_through_the_affinity_alone(kind: Keys):
 # -- losses
 
 
-def test_an_equivariant_network_has_no_equivariance_loss():
-    same = seam(scale=1.0).losses(batch_of(), 0.0)
-    assert same["er"] < 1e-6
-    moved = seam(scale=0.5, flip=True).losses(batch_of(2, 128), 0.0)
-    assert moved["er"] < 0.05
+@pytest.mark.parametrize("moves", [{"scale": 0.5}, {"scale": 1.0, "flip": True}])
+def test_an_equivariant_network_has_no_equivariance_loss(moves: dict, monkeypatch):
+    model, batch = seam(**moves), batch_of(2, 128)
+    monkeypatch.setattr(torch, "rand", lambda *size: torch.zeros(size))  # every image is mirrored
+    assert model.losses(batch, 0.0)["er"] < 0.02
+    monkeypatch.setattr(View, "back", lambda self, maps, *_: (astray(maps), torch.ones(1)))
+    assert model.losses(batch, 0.0)["er"] > 0.04, "what the loss is without the way back"
+
+
+def astray(maps: Tensor) -> Tensor:
+    """Small maps mirrored though their view was not, and the other way round."""
+    return F.interpolate(maps.flip(-1) if maps.shape[-1] < 16 else maps, (16, 16))
 
 
 def test_losses_are_the_formulas_on_equal_views():
-    model = seam(scale=1.0, keys="learned", minimum=1)
+    model = seam(scale=1.0, keys="learned", minimum=1, translation=1e-9)
     batch = batch_of()
     with torch.no_grad():
         found = model.losses(batch, 0.0)
@@ -288,6 +295,23 @@ def test_each_loss_can_be_off(config: dict, terms: tuple[str, ...]):
 def test_settings_that_contradict_each_other_are_refused(config: dict):
     with pytest.raises(UserError, match="PCM's projections"):
         seam(**config)
+
+
+def test_a_view_that_is_the_image_is_refused():
+    with pytest.raises(UserError, match="both views are the same"):
+        seam(scale=1)
+    with pytest.raises(UserError, match="count from the last: -1 to -3"):
+        seam(levels=(-4, -1))
+
+
+def test_views_keep_their_places_in_half_precision():
+    images = smooth(4, 96)
+    view = View.draw(images, 64, True, 30, 0.1)
+    maps = F.avg_pool2d(images, STRIDE)
+    exact = view.of(images), *view.back(maps, 96, (12, 12), STRIDE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = view.of(images), *view.back(maps, 96, (12, 12), STRIDE)
+    torch.testing.assert_close(half, exact)
 
 
 @pytest.mark.parametrize(
@@ -368,5 +392,4 @@ def test_training_lowers_the_equivariance_error_below_cams():
             torch.stack(list(terms.values())).sum().backward()
             optimiser.step()
         errors[name] = equivariance_error(model.eval(), unseen, their_tags)
-    print(errors)
     assert errors["seam"] < 0.9 * errors["cam"]

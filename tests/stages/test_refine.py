@@ -18,7 +18,7 @@ from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 from weakseg.stages import refine as refining
 from weakseg.stages.affinity import sure_labels
-from weakseg.stages.refine import Given, resolve_steps, steps
+from weakseg.stages.refine import AffinityStep, Given, resolve_steps, steps
 
 TRAIN = {"steps": 2, "batch": 4, "crop": 64}
 CHAINS: dict[str, list] = {
@@ -297,3 +297,14 @@ def test_the_stage_waits_for_what_a_step_needs():
         "crf": {"threshold"},
     }
     assert refining.Step.needs == frozenset()
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if n != "demo"])
+def test_recipes_of_papers_train_the_walk_at_the_published_rate(name: str):
+    """Branches are new layers, so head_lr multiplies their rate: .1 after it (methods.md 3, 11)."""
+    recipe = load_recipe(name)
+    for step in resolve_steps(recipe.refine):
+        if isinstance(step, AffinityStep):
+            train = step.config.train
+            assert train.lr * train.head_lr == pytest.approx(0.1)
+            assert train.momentum < 0.01

@@ -2,41 +2,45 @@ r"""SEAM (Wang et al., Self-supervised Equivariant Attention Mechanism, CVPR 202
 
 The idea. Masks move with the image, but maps trained by classification do not: a smaller view of
 the same image gives different maps. SEAM trains on pairs of views and asks the maps to follow the
-transformation A between them. A pixel correlation module (PCM) then lets each pixel of a map
-gather the evidence of pixels that look alike; the maps it returns for one view must equal the
-plain maps of the *other* view, so that PCM cannot merely copy its input. Seeds are PCM's maps.
+transformation A between them. A pixel correlation module (PCM) lets each pixel of a map gather
+the evidence of pixels that look alike; its maps are the seeds.
 
-PCM, with plain maps :math:`\hat y \in [0, 1]^{(K+1) \times N}` (maximum-normalised, background
-:math:`1 - \max_k`, at each of N pixels all foreground but the largest set to 0) and keys
-:math:`f \in R^{D \times N}` (1 x 1 convolutions of two levels and of the image, of length 1 at each
-pixel):
+Raw maps :math:`a_i \in R^{K \times h \times w}` of view i; :math:`n(\cdot)` is ReLU, then min-max, 0
+where a class is not tagged; :math:`A^{-1}` brings view 2 to the cells of view 1; :math:`\ell` is the
+multi-label soft-margin loss and Y the tags:
 
 .. math::
-    y = \hat y S, \qquad S_{ij} = \mathrm{ReLU}(f_i^\top f_j) / \sum_i \mathrm{ReLU}(f_i^\top f_j)
+    L_{cls} &= \tfrac12 [\ell(\mathrm{GAP}(a_1), Y) + \ell(\mathrm{GAP}(a_2), Y)] \\
+    L_{ER} &= \mathrm{mean} |n(a_1) - A^{-1} n(a_2)|
 
-The loss, with min-max-normalised plain maps :math:`\hat y_1, \hat y_2` and PCM's maps
-:math:`y_1, y_2` of both views, zero where a class is not tagged, all on the grid of view 1
-(:math:`A^{-1}` brings view 2 there), :math:`\ell` the multi-label soft-margin loss, H setting all
-foreground but the largest to 0, sg stopping gradients, and :math:`\mathrm{top}` the mean of each
-image's largest 20 %:
+PCM, with evidence :math:`e \in [0, 1]^{(K+1) \times N}` (maps divided by their maximum, and the
+background :math:`1 - \max_k e_k`), keys :math:`f \in R^{D \times N}` of length 1 at each of N pixels,
+and power q:
 
 .. math::
-    L_{cls} &= \tfrac12 [\ell(\mathrm{GAP}(\hat y_1), Y) + \ell(\mathrm{GAP}(\hat y_2), Y)] \\
-    L_{ER} &= \mathrm{mean} |\hat y_1 - A^{-1} \hat y_2| \\
-    L_{ECR} &= \mathrm{top} |\mathrm{sg}\, H(A^{-1} \hat y_2) - y_1|
-             + \mathrm{top} |\mathrm{sg}\, H(\hat y_1) - A^{-1} y_2| \\
+    y = e S, \qquad S_{ij} = \mathrm{ReLU}(f_i^\top f_j)^q / \sum_i \mathrm{ReLU}(f_i^\top f_j)^q
+
+Where keys are learned, two more losses teach them. H sets all foreground but each pixel's largest
+to 0 and puts the background in front, sg stops gradients, top is the mean of each image's largest
+20 %, and min-max is taken of y too:
+
+.. math::
+    L_{ECR} &= \mathrm{top} |\mathrm{sg}\, H(A^{-1} n(a_2)) - n(y_1)|
+             + \mathrm{top} |\mathrm{sg}\, H(n(a_1)) - A^{-1} n(y_2)| \\
     L_{min} &= \tfrac12 \sum_{i=1,2} \text{mean of the lowest 25 \% of } \max_k y_{ik}
+    \text{ (y as it is)}
 
-Paper and code. The code adds :math:`L_{min}`, selects 20 % in :math:`L_{ECR}` and feeds the image
-to PCM: we follow it, each as a setting. The code compares maps enlarged to pixels at the size of
-view 2; we compare cells, each in the middle of the pixels that it covers, which costs nothing and
-does not shift the views against each other where grids are coarse. Its in-place H changes the
-maps of other terms' tensors; ours copies.
+Paper and code. The published code has learned keys (projections of two levels after ReLU, and the
+image), q = 1, all foreground but the largest set to 0 in e as well (``rivals: all``), and
+:math:`L_{min}`, which the paper does not list. *Our defaults depart from it*, because in short
+trainings they do better (docs/methods.md): keys are the features themselves, less their mean over
+the image; the recipes ``seam_wr38`` restore the published form. The code pools and compares maps
+enlarged to pixels; we use cells, each in the middle of the pixels that it covers. Its in-place H
+changes tensors of other terms; ours copies.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -46,12 +50,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weakseg.config import Frozen
+from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.heads import CAMHead
-from weakseg.ops import gate, normalise_max, normalise_min_max
+from weakseg.ops import View, gate, normalise_max, normalise_min_max
 
-__all__ = ["SEAM", "PixelCorrelation", "View"]
+__all__ = ["SEAM", "PixelCorrelation"]
 
 Keys = Literal["features", "learned", "published"]
 
@@ -133,6 +138,8 @@ class PixelCorrelation(nn.Module):
         block = self.block or max(1, _ENTRIES // (batch * pixels))
         if block >= pixels:
             return self._gather(maps, keys, keys)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._gather(maps, keys, p) for p in keys.split(block, dim=2)], 2)
         # Affinities of a block are computed again for its gradient: N x N never exists.
         return torch.cat(
             [
@@ -152,80 +159,6 @@ class PixelCorrelation(nn.Module):
 def _length(part: Tensor) -> Tensor:
     """Mean length of the features of an image's pixels."""
     return part.float().norm(dim=1, keepdim=True).mean((2, 3), keepdim=True)
-
-
-@dataclass
-class View:
-    """A transformation A of square images, different for each image of a batch.
-
-    Attributes:
-        size: Side of the transformed images.
-        theta: (B, 2, 3), coordinates in [-1, 1] of the view -> of the image; ``None`` = same.
-    """
-
-    size: int
-    theta: Tensor | None = None
-
-    @classmethod
-    def draw(cls, images: Tensor, size: int, flip: bool, rotation: float, translation: float):
-        """A random view of each image, from torch's own random state.
-
-        Args:
-            images: (B, 3, S, S).
-            size: Side of the view in pixels.
-            flip: Mirror half of the images.
-            rotation: Largest angle in degrees, to both sides.
-            translation: Largest shift, as a share of the side.
-        """
-        if not flip and not rotation and not translation:
-            return cls(size)
-        count = len(images)
-        angle = torch.deg2rad(rotation * (2 * torch.rand(count) - 1))
-        mirror = 1 - 2.0 * (torch.rand(count) < 0.5) if flip else torch.ones(count)
-        shift = 2 * translation * (2 * torch.rand(count, 2) - 1)  # the range [-1, 1] is 2 wide
-        cos, sin = angle.cos(), angle.sin()
-        linear = torch.stack([torch.stack([mirror * cos, -sin]), torch.stack([mirror * sin, cos])])
-        theta = torch.cat([linear.permute(2, 0, 1), shift[..., None]], 2)
-        return cls(size, theta.to(images.device))
-
-    def of(self, images: Tensor) -> Tensor:
-        """A(images), (B, C, size, size); what comes from outside the image is 0, the mean colour."""
-        small = F.interpolate(
-            images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False
-        )
-        if self.theta is None:
-            return small
-        grid = F.affine_grid(self.theta, list(small.shape), align_corners=False)
-        return F.grid_sample(small, grid, align_corners=False)
-
-    def back(self, maps: Tensor, size: int, grid: tuple[int, int], stride: int):
-        """Inverse of A: brings maps of the view to the cells of the image's own maps.
-
-        A cell's place is the middle of the pixels that it covers, in both.
-
-        Args:
-            maps: (B, C, h', w') of the view.
-            size: Side of the image in pixels.
-            grid: (h, w) of the image's own maps.
-            stride: Pixels in a cell.
-
-        Returns:
-            (B, C, h, w) maps, and (B, 1, h, w), 1 where the cell lies inside the view.
-        """
-        y, x = (
-            stride / size * (2 * torch.arange(n, device=maps.device, dtype=torch.float32) + 1) - 1
-            for n in grid
-        )
-        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
-        if self.theta is not None:
-            linear, shift = self.theta[:, :, :2], self.theta[:, :, 2]
-            inverse = torch.linalg.inv(linear).transpose(1, 2)[:, None]
-            places = (places - shift[:, None, None]) @ inverse
-        inside = (places.abs() <= 1).all(-1)[:, None].float()
-        covered = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device) * stride
-        cells = (places + 1) * self.size / covered - 1  # the last cell may reach over the edge
-        found = F.grid_sample(maps, cells, padding_mode="border", align_corners=False)
-        return found * inside, inside
 
 
 @methods.register("seam")
@@ -299,8 +232,13 @@ class SEAM(Method):
         def _something_learns(self) -> Any:
             learns = self.pcm and self.keys != "features"
             if not learns and (self.ecr or self.minimum):
+                mend = "set keys: learned" if self.pcm else "set pcm: true and keys: learned"
                 raise ValueError(
-                    "ecr and minimum teach PCM's projections: leave them out, or set keys: learned"
+                    f"ecr and minimum teach PCM's projections: leave them out, or {mend}"
+                )
+            if self.scale == 1 and self.er and not (self.flip or self.rotation or self.translation):
+                raise ValueError(
+                    "both views are the same: set scale below 1, or flip, rotation, translation"
                 )
             if learns and self.ecr == 0:
                 raise ValueError("PCM's projections learn from ecr alone: set keys: features")
@@ -319,6 +257,12 @@ class SEAM(Method):
         super().__init__(make_backbone, num_classes, config)
         self.backbone = make_backbone()
         levels = self.backbone.levels
+        if not all(-len(levels) <= i < 0 for i in self.config.levels):
+            raise UserError(
+                f"levels {list(self.config.levels)} are not there",
+                where="method.levels",
+                mend=f"count from the last: -1 to -{len(levels)}",
+            )
         self.dropout = nn.Dropout2d(self.config.dropout)
         self.head = CAMHead(levels[-1].channels, num_classes)
         self.weights = self.config.weights()
@@ -398,7 +342,8 @@ class SEAM(Method):
         """Side of view 2: a whole number of cells, so that no cell looks at padding alone."""
         scale = self.config.scale or min(0.75, max(0.3, _SMALLEST / size))
         stride = self.backbone.levels[-1].stride
-        return max(1, round(scale * size / stride)) * stride
+        cells = max(1, round(scale * size / stride))
+        return min(cells * stride, size)
 
     def _largest(self, differences: Tensor) -> Tensor:
         """Mean of each image's largest differences (online hard example mining)."""

@@ -30,12 +30,14 @@ from weakseg.ops.scores import (
 )
 from weakseg.ops.superpixels import majority_vote, superpixels
 from weakseg.ops.thresholds import ThresholdCurve, label_free_threshold
+from weakseg.ops.view import View
 
 __all__ = [
     "BoxAccuracy",
     "Metrics",
     "ThresholdCurve",
     "ThresholdSweep",
+    "View",
     "add_background",
     "box_iou",
     "boxes",

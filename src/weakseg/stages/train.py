@@ -70,7 +70,7 @@ def inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
 
 
 def _settled(recipe: Recipe) -> dict[str, Any]:
-    """The method with every setting, so that a later default changes nothing that was trained."""
+    """The method with every setting, so that another default later changes no trained model."""
     _, config = resolve(recipe.method)
     return {"name": recipe.method["name"], **config.model_dump(mode="json")}
 
