@@ -292,6 +292,21 @@ def test_a_crf_moves_predictions_to_the_edges_of_the_image(crf: str):
     assert np.array_equal(one_class.predict_batch(image)[0] > 0, image[0, 0].numpy() > 0)
 
 
+def test_classes_that_are_nowhere_likely_take_no_part_in_the_crf(monkeypatch):
+    seen = []
+
+    def crf(pairs, preset):
+        for _, probabilities in pairs:
+            seen.append((probabilities.amax((0, 2, 3)) > 0).tolist())
+            yield probabilities
+
+    monkeypatch.setattr("weakseg.inference.dense_crf_many", crf)
+    scores = torch.tensor([0.005, 0.3])[None, :, None, None].expand(1, 2, 8, 8)
+    model = Stub(lambda _: scores, "probability", background=lambda _: 1 - scores.sum(1)[:, None])
+    Predictor(model, ("x", "y"), PLAIN, crf="soft").predict_batch(pictures((8, 8), 1))
+    assert seen == [[True, False, True]]
+
+
 def test_predicting_leaves_a_training_model_in_training(models):
     models["cam"].train()
     try:

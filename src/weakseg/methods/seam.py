@@ -41,6 +41,8 @@ changes tensors of other terms; ours copies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -138,16 +140,11 @@ class PixelCorrelation(nn.Module):
         block = self.block or max(1, _ENTRIES // (batch * pixels))
         if block >= pixels:
             return self._gather(maps, keys, keys)
-        if not torch.is_grad_enabled():
-            return torch.cat([self._gather(maps, keys, p) for p in keys.split(block, dim=2)], 2)
-        # Affinities of a block are computed again for its gradient: N x N never exists.
-        return torch.cat(
-            [
-                checkpoint(self._gather, maps, keys, part, use_reentrant=False)
-                for part in keys.split(block, dim=2)
-            ],
-            dim=2,
-        )
+        gather: Callable[..., Tensor] = self._gather
+        if torch.is_grad_enabled():
+            # Affinities of a block are computed again for its gradient: N x N never exists.
+            gather = partial(checkpoint, self._gather, use_reentrant=False)
+        return torch.cat([gather(maps, keys, part) for part in keys.split(block, dim=2)], dim=2)
 
     def _gather(self, maps: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
         affinity = (keys.transpose(1, 2) @ queries).relu()
@@ -230,8 +227,7 @@ class SEAM(Method):
 
         @model_validator(mode="after")
         def _something_learns(self) -> Any:
-            learns = self.pcm and self.keys != "features"
-            if not learns and (self.ecr or self.minimum):
+            if not self.pcm_learns and (self.ecr or self.minimum):
                 mend = "set keys: learned" if self.pcm else "set pcm: true and keys: learned"
                 raise ValueError(
                     f"ecr and minimum teach PCM's projections: leave them out, or {mend}"
@@ -240,14 +236,18 @@ class SEAM(Method):
                 raise ValueError(
                     "both views are the same: set scale below 1, or flip, rotation, translation"
                 )
-            if learns and self.ecr == 0:
+            if self.pcm_learns and self.ecr == 0:
                 raise ValueError("PCM's projections learn from ecr alone: set keys: features")
             return self
 
+        @property
+        def pcm_learns(self) -> bool:
+            """Whether PCM has projections that losses must teach."""
+            return self.pcm and self.keys != "features"
+
         def weights(self) -> dict[str, float]:
             """Weight of each loss that is on."""
-            learns = self.pcm and self.keys != "features"
-            ecr = float(learns) if self.ecr is None else self.ecr
+            ecr = float(self.pcm_learns) if self.ecr is None else self.ecr
             weights = {"cls": 1.0, "er": self.er, "ecr": ecr, "min": self.minimum}
             return {name: weight for name, weight in weights.items() if weight}
 
@@ -282,9 +282,8 @@ class SEAM(Method):
         view = View.draw(
             batch.images, self._view_size(size), config.flip, config.rotation, config.translation
         )
-        learns = "ecr" in self.terms
-        plain1, revised1 = self._maps(batch.images, tags, pcm=learns)
-        plain2, revised2 = self._maps(view.of(batch.images), tags, pcm=learns)
+        plain1, revised1 = self._maps(batch.images, tags, pcm=config.pcm_learns)
+        plain2, revised2 = self._maps(view.of(batch.images), tags, pcm=config.pcm_learns)
         grid = (plain1.shape[-2], plain1.shape[-1])
 
         def back(maps: Tensor) -> tuple[Tensor, Tensor]:
