@@ -18,23 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from judge import judge
 from pictures import draw, image_cell, mask_cell, scores_cells
 from rows import append, commit, device
 
 from weakseg.data.images import read_image
 from weakseg.data.samples import Collection
-from weakseg.data.shapes import CLASSES, VERSION
+from weakseg.data.shapes import VERSION
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating
-from weakseg.ops import View, metrics, normalise_min_max
+from weakseg.mixing import mixes
+from weakseg.ops import View, normalise_min_max
 from weakseg.pipeline import run_recipe
-from weakseg.recipe import MasksConfig, Recipe, load_recipe
+from weakseg.recipe import Recipe, load_recipe
 from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
-from weakseg.stages.evaluate import sweep
-from weakseg.stages.masks import choose_rule
-from weakseg.stages.seeds import classification_f1, make_seeds
+from weakseg.stages.seeds import make_seeds
 
 RESULTS = Path(__file__).parent / "results" / "methods.csv"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
@@ -49,6 +49,7 @@ COLUMNS = {  # of the picture: variant, and folder of the scores in its run
 
 LEARNED = {"name": "seam", "keys": "learned"}
 CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
+RECURSEED = {"name": "recurseed", "channels": 48}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cam": {"name": "cam"},
     "puzzle": {"name": "puzzle", "alpha": 4},
@@ -69,6 +70,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "seam: scale, translation": {"name": "seam", "translation": 0.05},
     "seam: flip": {"name": "seam", "scale": 1, "flip": True},
     "seam: all": {"name": "seam", "flip": True, "rotation": 20, "translation": 0.05},
+    "recurseed": RECURSEED,
+    "recurseed: without scg": RECURSEED | {"scg": False},
+    "recurseed: without pamr": RECURSEED | {"pamr": False},
+    "recurseed: without scg, pamr": RECURSEED | {"scg": False, "pamr": False},
+    "recurseed: without rec": RECURSEED | {"rec": 0},
+    "recurseed: plain form": RECURSEED | {"renormalise": False, "balance": False},
+    **{f"recurseed+{mix}": RECURSEED | {"name": f"recurseed+{mix}"} for mix in mixes},
 }
 
 
@@ -94,11 +102,11 @@ def main() -> None:
         return
     for seed in args.seeds:
         warm = args.out / f"warmup-{seed}"
-        run_recipe(_recipe(seed), warm, until="train")
+        run_recipe(recipe_of(seed), warm, until="train")
         for variant in args.variants:
             name = variant + (f" ({args.name})" if args.name else "")
-            folder = _folder(args.out, name, seed)
-            recipe = _recipe(seed, VARIANTS[variant], warm, args.sets)
+            folder = folder_of(args.out, name, seed)
+            recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets)
             run = RunFolder(run_recipe(recipe, folder, until="seeds").folder)
             command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
             command += "".join(f" --set {s}" for s in args.sets)
@@ -106,7 +114,7 @@ def main() -> None:
                 _measure(run, recipe, name, images, command)
 
 
-def _recipe(
+def recipe_of(
     seed: int,
     method: dict[str, Any] | None = None,
     warm: Path | None = None,
@@ -122,17 +130,17 @@ def _recipe(
     return load_recipe(demo, sets=sets or [])
 
 
-def _folder(out: Path, name: str, seed: int) -> Path:
+def folder_of(out: Path, name: str, seed: int) -> Path:
     return out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
 
 
 def _picture(out: Path, seed: int) -> None:
     """Images of shapes-v1 and what each method's seeds make of them."""
-    images = collect(_recipe(seed).data).split("train")
+    images = collect(recipe_of(seed).data).split("train")
     samples = choose(images, images.classes, SHOWN)
     columns = {"image": [image_cell(s) for s in samples]}
     for name, (variant, seeds) in COLUMNS.items():
-        columns[name] = scores_cells(_folder(out, variant, seed) / seeds, images, samples)
+        columns[name] = scores_cells(folder_of(out, variant, seed) / seeds, images, samples)
     columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
     draw(columns, PICTURE)
 
@@ -149,10 +157,6 @@ def _measure(run: RunFolder, recipe: Recipe, name: str, on: str, command: str) -
         if on != "train" or head != predictor.model.heads[0]:
             scores = run.path / (f"seeds-{head}" if on == "train" else f"{on}-{head}")
             make_seeds(predictor, images, recipe.seeds.model_copy(update={"head": head}), scores)
-        swept = sweep(images.samples, scores, len(CLASSES))
-        threshold, best = swept.best()
-        rule = choose_rule(MasksConfig(), scores, images)
-        ours = metrics(swept.confusions()[int(np.abs(swept.thresholds - rule.threshold).argmin())])
         row = {
             "data": VERSION,
             "set": on,
@@ -162,16 +166,8 @@ def _measure(run: RunFolder, recipe: Recipe, name: str, on: str, command: str) -
             "seed": recipe.seed,
             "steps": recipe.train.steps,
             "batch": recipe.train.batch,
-            "f1": classification_f1(images, scores),
-            "oracle_threshold": threshold,
-            "oracle_miou": best.miou,
-            "oracle_fp": best.fp,
-            "oracle_fn": best.fn,
-            "threshold": rule.threshold,
-            "miou": ours.miou,
-            "fp": ours.fp,
-            "fn": ours.fn,
-            "equivariance": _equivariance(predictor, images, head),
+            **judge(images, scores),
+            "equivariance": "" if head == "decoder" else _equivariance(predictor, images, head),
             "seconds": trained.seconds,
             "device": device(),
             "commit": commit(),

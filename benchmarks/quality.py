@@ -73,6 +73,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
                 "train": {"steps": 240, "crop": 256, "batch": 16},
             },
         },
+        "method": {"recurseed": {"channels": 128}},
         "predict": {"max_side": 256},
         "lists": ("report_320", "val_160"),
     },
@@ -83,6 +84,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "seeds": {"scales": [1, 0.5, 1.5, 2], "flip": True},
         "segmenter": {"train": {"steps": 4000, "crop": 512, "batch": 16}},
         "steps": {"affinity": {"train": {"epochs": 3, "crop": 512, "batch": 32}}},
+        "method": {},
         "predict": {},
         "lists": ("report_320", "val_160"),
     },
@@ -150,6 +152,7 @@ def _recipe(
     budget, voc = BUDGETS[args.budget], args.voc.resolve()
     lists = voc / "ImageSets" / "Segmentation"
     train = dict(budget["train"])
+    method = args.method if warm is not None else "cam"
     if warm is None:
         train["steps"] = budget["warmup_steps"]
     else:
@@ -161,7 +164,7 @@ def _recipe(
             "labels": str(voc / "labels.csv"),
             "masks": str(voc / "SegmentationClass"),
         },
-        "method": {"name": args.method if warm is not None else "cam"},
+        "method": {"name": method, **budget["method"].get(method.partition("+")[0], {})},
         "backbone": {
             "name": budget["backbone"],
             "weights": str(args.weights.resolve() / f"{budget['backbone']}.safetensors"),

@@ -13,6 +13,7 @@ import torch
 from weakseg.data.loading import MaskBatch
 from weakseg.data.samples import Collection
 from weakseg.methods import Batch, Trainable, build
+from weakseg.mixing import build_mix
 from weakseg.networks.backbone import backbone_factory, make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
@@ -45,6 +46,7 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
     train = collection.split(*recipe.data.train)
     classes = len(collection.classes)
     method = build(recipe.method, backbone_factory(_empty(recipe.backbone)), classes).to(device)
+    model: Trainable
     stages = []
     for name in names:
         what, seconds = f"{len(collection)} images", None
@@ -66,9 +68,8 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
         elif name == "seeds":
             what, seconds = _inference(recipe.seeds, len(train), method, device)
         elif name == "predict":
-            what, seconds = _inference(
-                recipe.predict, len(collection), _segmenter(recipe, classes).to(device), device
-            )
+            model = _segmenter(recipe, classes).to(device) if "segment" in names else method
+            what, seconds = _inference(recipe.predict, len(collection), model, device)
         elif name == "refine":
             what = f"{len(train)} images, {' + '.join(recipe.steps)}"
         elif name == "masks":
@@ -86,7 +87,8 @@ def _empty(spec: BackboneSpec) -> BackboneSpec:
 def _segmenter(recipe: Recipe, classes: int) -> Segmenter:
     config = recipe.segmenter
     backbone = make_backbone(_empty(recipe.segmenter_backbone))
-    return Segmenter(DeepLabV3Plus(backbone, classes + 1, config.channels, config.dilations))
+    network = DeepLabV3Plus(backbone, classes + 1, config.channels, config.dilations)
+    return Segmenter(network, None if config.mix is None else build_mix(config.mix, classes))
 
 
 def _training(

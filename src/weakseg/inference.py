@@ -23,7 +23,6 @@ from weakseg.ops import dense_crf_many, gate, merge_maps
 __all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
 
 _SEEN = 0.01  # largest probability below which a class takes no part in the CRF
-_PRESENT = 0.5  # probability above which a class counts as present where tags are not given
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ class Predictor:
                 head=self.head,
             )
         scores = maps.scores
-        if tags is None and maps.logits is not None and maps.background is None:
-            tags = (maps.logits.sigmoid() > _PRESENT).float()
+        if tags is None and maps.logits is not None:
+            tags = (maps.logits.sigmoid() > self.model.present).float()
         if tags is not None:
             scores = gate(scores, tags.to(scores.device))
         background = maps.background

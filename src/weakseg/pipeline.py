@@ -21,7 +21,8 @@ from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
-from weakseg.methods import resolve
+from weakseg.methods import needs_segmenter, resolve
+from weakseg.mixing import build_mix
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
@@ -36,6 +37,7 @@ _WANTING = {
     "evaluate": "give ground-truth masks: --set data.masks=FOLDER",
     "refine": "name its steps: --set refine=[pamr]",
     "segment": "switch the segmenter on: --set segmenter.enabled=true",
+    "predict": "switch predictions on: --set segmenter.enabled=null",
 }
 
 StageFunction = Callable[[RunFolder, Recipe, Collection], Stage]
@@ -67,9 +69,10 @@ class Run:
 
     @cached_property
     def model(self) -> Predictor:
-        """The trained segmenter, or the classifier where the recipe has no segmenter."""
-        enabled = self.recipe.segmenter.enabled  # an earlier recipe may have left a segmenter
-        return load(self.folder if enabled else RunFolder(self.folder).stage_folder("train"))
+        """The trained segmenter, or the method's network where the recipe trains no segmenter."""
+        wanted = needs_segmenter(self.recipe.method, self.recipe.segmenter.enabled)
+        # An earlier recipe may have left a segmenter in the folder.
+        return load(self.folder if wanted else RunFolder(self.folder).stage_folder("train"))
 
 
 def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) -> Run:
@@ -85,6 +88,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     """
     resolve(recipe.method)  # the method's own settings are checked before any data is touched,
     refine.resolve_steps(recipe.refine)  # of each refinement step as well,
+    if recipe.segmenter.mix is not None:
+        build_mix(recipe.segmenter.mix, 1)
     pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
     run = RunFolder(folder)
     collection = collect(recipe.data)
@@ -120,8 +125,10 @@ def stages_of(
     if recipe.refine:
         stages.append(("refine", refine.refine))
     stages.append(("masks", masks.masks))
-    if recipe.segmenter.enabled:
-        stages += [("segment", segment.segment), ("predict", predict.predict)]
+    if needs_segmenter(recipe.method, recipe.segmenter.enabled):
+        stages.append(("segment", segment.segment))
+    if recipe.segmenter.enabled is not False:
+        stages.append(("predict", predict.predict))
     if any(sample.mask is not None for sample in collection):
         stages.append(("evaluate", evaluate.evaluate))
     names = [name for name, _ in stages]

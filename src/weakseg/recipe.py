@@ -131,7 +131,10 @@ class SegmenterTrainConfig(TrainConfig):
 class SegmenterConfig(Frozen):
     """The segmentation network trained on the masks (DeepLabV3+)."""
 
-    enabled: bool = Field(True, description="false = stop after the masks")
+    enabled: bool | None = Field(
+        None,
+        description="null = unless the method segments itself; true = always; false = stop after the masks",
+    )
     backbone: BackboneSpec | None = Field(None, description="null = as the method's")
     from_classifier: bool | None = Field(
         None,
@@ -141,7 +144,18 @@ class SegmenterConfig(Frozen):
     dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (6, 12, 18), description="of the ASPP"
     )
+    mix: dict[str, Any] | None = Field(
+        None, description="train on mixed images too: cutmix, or {name: cutmix, beta: 1}"
+    )
+    mix_start: float = Field(
+        0.0, ge=0, lt=1, description="share of the schedule without mixed images"
+    )
     train: SegmenterTrainConfig = Field(default_factory=SegmenterTrainConfig)
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _mix_name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class EvaluateConfig(Frozen):

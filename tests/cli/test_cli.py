@@ -13,6 +13,7 @@ from weakseg import cli
 from weakseg.cli import app
 from weakseg.data.images import read_mask, write_mask
 from weakseg.errors import UserError
+from weakseg.methods import needs_segmenter
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
@@ -101,6 +102,7 @@ def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, caps
         "segmenter.train.crop": 64,
         "segmenter.train.batch": 4,
         "segmenter.channels": 8,
+        "segmenter.backbone": None,
         "seeds.max_side": 64,
         "predict.max_side": 64,
     }
@@ -110,7 +112,9 @@ def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, caps
     assert _call("run", name, "--out", tmp_path / "out", "--dry-run", *words) == 0
     printed = capsys.readouterr().err
     recipe = load_recipe(name)
-    assert all(stage in printed for stage in ("train", "seeds", "masks", "segment"))
+    assert all(stage in printed for stage in ("train", "seeds", "masks", "predict"))
+    wanted = needs_segmenter(recipe.method, recipe.segmenter.enabled)
+    assert ("DeepLabV3+" in printed) == wanted
     assert " + ".join(recipe.steps) in printed
     assert not (tmp_path / "out").exists()
 

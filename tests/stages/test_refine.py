@@ -245,13 +245,22 @@ def test_sure_labels_are_where_two_thresholds_agree():
     maps[0, 0, :3] = 0.9, 0.35, 0.02
     maps[1, 0, 3:] = 0.8, 0.31, 0.04
     image = np.zeros((1, 6, 3), np.uint8)
-    labels = sure_labels(image, _seed(maps, (4, 7)), 0.33, 0.05, "none")
+    labels = sure_labels(image, _seed(maps, (4, 7)), 0.1, 3.3, 0.5, "none")
     assert labels.tolist() == [[4, 4, 0, 7, 255, 0]]
+
+
+def test_sure_labels_of_scores_with_a_background_map_compare_with_that_map():
+    maps = np.zeros((2, 1, 4), np.float32)
+    maps[0, 0] = 0.4, 0.6, 0.1, 0.9  # background
+    maps[1, 0] = 0.7, 0.5, 0.7, 0.1
+    image = np.zeros((1, 4, 3), np.uint8)
+    labels = sure_labels(image, _seed(maps, (0, 5)), 0.0, 1.5, 0.5, "none")
+    assert labels.tolist() == [[5, 255, 5, 0]]
 
 
 def test_sure_labels_of_an_image_without_classes_are_background():
     labels = sure_labels(
-        np.zeros((4, 5, 3), np.uint8), _seed(np.zeros((0, 4, 5)), ()), 0.3, 0.1, "crf"
+        np.zeros((4, 5, 3), np.uint8), _seed(np.zeros((0, 4, 5)), ()), 0.2, 1.5, 0.5, "crf"
     )
     assert labels.shape == (4, 5) and not labels.any()
 
@@ -263,7 +272,7 @@ def test_hardened_labels_follow_the_image(harden: str):
     image[16:32, 16:32] = (220, 20, 20)
     y, x = np.mgrid[:48, :48]
     maps = np.exp(-((y - 24) ** 2 + (x - 24) ** 2) / 120)[None]
-    labels = sure_labels(image, _seed(maps, (3,)), 0.3, 0.05, harden)
+    labels = sure_labels(image, _seed(maps, (3,)), 0.1, 3, 0.5, harden)
     inside = np.zeros((48, 48), bool)
     inside[16:32, 16:32] = True
     assert (labels[inside] == 3).mean() > 0.9

@@ -9,7 +9,19 @@ from weakseg.methods.base import (
     Trainable,
     build,
     methods,
+    needs_segmenter,
     resolve,
 )
 
-__all__ = ["Batch", "Card", "Maps", "Method", "Phase", "Trainable", "build", "methods", "resolve"]
+__all__ = [
+    "Batch",
+    "Card",
+    "Maps",
+    "Method",
+    "Phase",
+    "Trainable",
+    "build",
+    "methods",
+    "needs_segmenter",
+    "resolve",
+]

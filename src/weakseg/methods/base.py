@@ -14,10 +14,22 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from weakseg.config import Frozen, validate
+from weakseg.errors import UserError
 from weakseg.networks.backbone import Backbone, MakeBackbone
-from weakseg.registry import Registry
+from weakseg.registry import Registry, suggest
 
-__all__ = ["Batch", "Card", "Maps", "Method", "Phase", "Trainable", "build", "methods", "resolve"]
+__all__ = [
+    "Batch",
+    "Card",
+    "Maps",
+    "Method",
+    "Phase",
+    "Trainable",
+    "build",
+    "methods",
+    "needs_segmenter",
+    "resolve",
+]
 
 
 @dataclass
@@ -109,11 +121,13 @@ class Trainable(nn.Module):
         backbone: The trunk; its normalisation is that of the images.
         heads: Names of the heads; the first is the default one.
         terms: Loss terms of the one phase, where ``phases`` is not overridden.
+        present: Probability above which a class may be predicted where no tags are given.
     """
 
     backbone: Backbone
     heads: tuple[str, ...]
     terms: tuple[str, ...] = ()
+    present: float = 0.5
 
     def phases(self) -> dict[str, Phase]:
         """Phases that run in order on every batch; most models have one."""
@@ -125,6 +139,17 @@ class Trainable(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after the optimisers' steps: moving-average teachers and the like."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What a training that goes on needs beside the weights: tensors in dicts and lists.
+
+        It is kept in checkpoints and left out of model folders. Where several processes train, it
+        is the first one's.
+        """
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``training_state`` returned."""
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps of normalised images (B, 3, H, W); no tags, thresholds or scales here."""
@@ -141,9 +166,14 @@ class Method(Trainable):
 
     Attributes:
         card: What the method is.
+        segments: Its first head is a segmentation network: no other is trained on its masks,
+            unless a recipe asks for one.
+        parts: Settings that a part stands for, in ``name: method+part``.
     """
 
     card: ClassVar[Card]
+    segments: ClassVar[bool] = False
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     heads: tuple[str, ...] = ("cam",)
 
     class Config(Frozen):
@@ -166,14 +196,27 @@ methods: Registry[type[Method]] = Registry("method", "weakseg.methods")
 def resolve(section: Mapping[str, Any]) -> tuple[type[Method], Frozen]:
     """The class and validated settings that a recipe's ``method`` section names.
 
+    ``name: recurseed+cutmix`` is the method with the settings of one of its ``parts``.
+
     Raises:
-        UserError: Unknown method, or every wrong setting of it at once.
+        UserError: Unknown method or part, or every wrong setting of it at once.
     """
     settings = {key: value for key, value in section.items() if key != "name"}
-    method = methods[section["name"]]
+    name, _, part = section["name"].partition("+")
+    method = methods[name]
+    if part:
+        if part not in method.parts:
+            raise UserError(f"{name} has no part {part!r}", mend=suggest(part, method.parts))
+        settings = {**method.parts[part], **settings}
     return method, validate(
         method.Config, settings, where=f"method {section['name']}", prefix="method"
     )
+
+
+def needs_segmenter(section: Mapping[str, Any], enabled: bool | None) -> bool:
+    """Whether a segmenter is trained on the method's masks: as ``enabled`` says, or, where that is
+    ``None``, unless the method is one itself."""
+    return not resolve(section)[0].segments if enabled is None else enabled
 
 
 def build(section: Mapping[str, Any], make_backbone: MakeBackbone, num_classes: int) -> Method:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -78,6 +79,14 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of ``images`` (B, 3, H, W), normalised: one (B, C, h, w) per level."""
         return list(self.network(images))
+
+    def pictures(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """RGB in [0, 1], (B, 3, h, w) of that size, of normalised images (B, 3, H, W)."""
+        mean, std = (
+            torch.tensor(v, device=images.device)[:, None, None] for v in (self.mean, self.std)
+        )
+        rgb = (images.float() * std + mean).clamp(0, 1)
+        return rgb if rgb.shape[-2:] == size else F.adaptive_avg_pool2d(rgb, size)
 
     def train(self, mode: bool = True) -> Backbone:
         """Sets the mode; frozen BatchNorm stays in evaluation mode."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg.data.samples import Collection, Sample
+from weakseg.methods import needs_segmenter
 from weakseg.recipe import Recipe
 from weakseg.runfolder import STAGES, RunFolder, StageRecord
 
@@ -147,7 +148,10 @@ class Facts:
     @property
     def expected(self) -> tuple[str, ...]:
         """Stages that a complete run of this recipe and collection has."""
-        skipped = set() if self.recipe.segmenter.enabled else {"segment", "predict"}
+        enabled = self.recipe.segmenter.enabled
+        skipped = {"predict"} if enabled is False else set()
+        if not needs_segmenter(self.recipe.method, enabled):
+            skipped.add("segment")
         if not self.recipe.refine:
             skipped.add("refine")
         if not self.has_truth:

@@ -132,6 +132,11 @@ def _what_was_done(facts: Facts) -> Iterator[str]:
         )
     if facts.done("segment"):
         yield "A segmentation network was then trained on those masks."
+    elif facts.done("predict"):
+        yield (
+            "The method is a segmentation network itself: its predictions, for classes that it "
+            "finds present, stand where those of a segmenter would."
+        )
 
 
 def _what_came_out(facts: Facts) -> Iterator[str]:
@@ -369,6 +374,8 @@ def _balance(facts: Facts) -> Iterator[Finding]:
 
 
 def _gain(facts: Facts) -> Iterator[Finding]:
+    if not facts.done("segment"):
+        return
     masks = {r.split: r for r in facts.scores if r.stage == "mask" and not r.oracle}
     for row in facts.scores:
         mask = masks.get(row.split)

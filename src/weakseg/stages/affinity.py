@@ -166,25 +166,35 @@ def train_affinity(
 
 
 def sure_labels(
-    image: np.ndarray, seed: ScoreFile, foreground: float, background: float, harden: str
+    image: np.ndarray,
+    seed: ScoreFile,
+    threshold: float,
+    foreground: float,
+    background: float,
+    harden: str,
 ) -> np.ndarray:
     """(H, W) uint8 labels of the pixels that are surely of a class or background, else 255.
 
     Args:
         image: (H, W, 3) uint8.
         seed: Scores of the image.
-        foreground: Threshold of sure foreground.
-        background: Threshold of sure background.
+        threshold: The masks' threshold; a background map of the scores takes its place.
+        foreground: Foreground is sure above this many times the threshold.
+        background: Background is sure below this many times the threshold.
         harden: ``crf``, ``pamr`` or ``none``.
     """
     size = (image.shape[0], image.shape[1])
-    ids, maps = seed.resized(size).foreground()
-    if not len(ids):
+    seed = seed.resized(size)
+    if not len(seed.foreground()[0]):
         return np.zeros(size, dtype=np.uint8)
     if harden == "pamr":
-        maps = pamr(_chw(image).float() / 255, torch.from_numpy(maps)[None])[0].numpy()
+        refined = pamr(_chw(image).float() / 255, torch.from_numpy(seed.scores)[None])[0]
+        seed = seed.with_maps(seed.classes, refined.numpy())
+    ids, maps = seed.foreground()
+    own = seed.background()
+    limit = np.float32(threshold) if own is None else own
     best, winner = maps.max(0), maps.argmax(0) + 1
-    strict, lenient = (np.where(best > t, winner, 0) for t in (foreground, background))
+    strict, lenient = (np.where(best > f * limit, winner, 0) for f in (foreground, background))
     if harden == "crf":
         strict, lenient = (_hardened(image, labels, len(ids)) for labels in (strict, lenient))
     local = np.where(strict > 0, strict, np.where(lenient > 0, IGNORE, 0))
@@ -219,8 +229,9 @@ def _write_labels(
             labels = sure_labels(
                 image,
                 seed,
-                config.foreground * threshold,
-                config.background * threshold,
+                threshold,
+                config.foreground,
+                config.background,
                 config.harden,
             )
             write_mask(folder / f"{sample.id}.png", labels)

@@ -21,6 +21,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
 from weakseg.files import atomic_path, write_json
+from weakseg.methods import needs_segmenter, resolve
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
@@ -91,7 +92,7 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Evaluates seeds, masks and the segmenter's predictions on every split with ground truth."""
     wanted = ["seeds", "masks"]
     wanted += ["refine"] if recipe.refine else []
-    wanted += ["predict"] if recipe.segmenter.enabled else []
+    wanted += ["predict"] if recipe.segmenter.enabled is not False else []
     done = {name: run.record(name) for name in wanted}
     present = {
         name: r.fingerprint for name, r in done.items() if r is not None and r.status == "done"
@@ -260,16 +261,21 @@ class _Evaluation:
         segmenter = stage == "segmenter"
         made_by = self.recipe.predict if segmenter else self.recipe.seeds
         seeds = self.run.record("seeds")
+        method = resolve(self.recipe.method)[0]
+        own = not needs_segmenter(self.recipe.method, self.recipe.segmenter.enabled)
+        head: str | None = method.heads[0] if own else "segmenter"
+        if not segmenter and seeds is not None:
+            head = seeds.results.get("head")
         self.rows.append(
             {
                 "stage": stage,
                 "split": name,
                 "images": images,
-                "head": "segmenter" if segmenter or seeds is None else seeds.results.get("head"),
+                "head": head,
                 "scales": list(made_by.scales),
                 "flip": made_by.flip,
                 "crf": self._crf(stage),
-                "tags": "none" if segmenter else "given",
+                "tags": ("predicted" if own else "none") if segmenter else "given",
                 "rule": rule,
                 "threshold": threshold,
                 "miou": found.miou,

@@ -1,4 +1,4 @@
-"""Stage 7: masks of the trained segmenter."""
+"""Stage 7: masks of the trained segmenter, or of a method that is one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from weakseg.data.sources import sample_id, scan
 from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.inference import Predictor
+from weakseg.methods import needs_segmenter
 from weakseg.recipe import PredictConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
@@ -24,11 +25,12 @@ __all__ = ["images_in", "predict", "predict_images"]
 
 def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Predicts every image of the collection; training images too, whose masks it improves."""
-    trained = run.record("segment")
+    network = "segment" if needs_segmenter(recipe.method, recipe.segmenter.enabled) else "train"
+    trained = run.record(network)
     stage = run.stage(
         "predict",
         {
-            "segment": trained.fingerprint if trained else None,
+            network: trained.fingerprint if trained else None,
             "predict": recipe.predict.model_dump(mode="json"),
             "images": collection.fingerprint(),
         },
@@ -36,7 +38,7 @@ def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     )
     if stage.finished:
         return stage
-    model = load(run.require("segment"))
+    model = load(run.require(network))
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
         predict_images(model, collection.samples, stage.folder / "masks", recipe.predict)

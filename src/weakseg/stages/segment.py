@@ -8,6 +8,7 @@ from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.export.model import initialise
 from weakseg.methods import Trainable
+from weakseg.mixing import build_mix
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.recipe import Recipe
@@ -58,11 +59,10 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     decoder = {"channels": config.channels, "dilations": list(config.dilations)}
 
     def make_model() -> Segmenter:
-        model = Segmenter(
-            DeepLabV3Plus(
-                make_backbone(spec), len(images.classes) + 1, config.channels, config.dilations
-            )
-        )
+        classes = len(images.classes)
+        network = DeepLabV3Plus(make_backbone(spec), classes + 1, config.channels, config.dilations)
+        mix = None if config.mix is None else build_mix(config.mix, classes)
+        model = Segmenter(network, mix, config.mix_start)
         if recipe.segmenter_starts_from_classifier:
             start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
         if config.train.init_from is not None:

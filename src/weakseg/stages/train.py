@@ -77,7 +77,9 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
 
 def without_pace(config: TrainConfig) -> dict[str, Any]:
     """Settings of a training, less those that do not change its result."""
-    return config.model_dump(mode="json", exclude={"checkpoint_every", "init_from"})
+    return config.model_dump(
+        mode="json", exclude={"checkpoint_every", "snapshot_every", "init_from"}
+    )
 
 
 def origin(config: TrainConfig) -> str | None:

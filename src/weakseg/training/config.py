@@ -71,6 +71,9 @@ class TrainConfig(Frozen):
         None, description="model or run folder whose weights to start from"
     )
     checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints for resuming")
+    snapshot_every: PositiveInt | None = Field(
+        None, description="steps between copies of the weights to look back at; null = none kept"
+    )
 
     @model_validator(mode="before")
     @classmethod

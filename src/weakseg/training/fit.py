@@ -15,11 +15,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from weakseg.console import Bar, console
 from weakseg.data.loading import StepBatches, TrainingImages, loader_processes, training_loader
 from weakseg.errors import UserError
+from weakseg.files import atomic_path
 from weakseg.methods.base import Trainable
 from weakseg.training.config import TrainConfig
 from weakseg.training.module import TrainingModule
@@ -71,7 +73,7 @@ def fit(
     CUDA's kernels add in an order of their own.)
 
     Args:
-        folder: Gets ``last.ckpt`` and ``logs/``.
+        folder: Gets ``last.ckpt``, ``logs/`` and, where the settings ask for them, ``snapshots/``.
         make_model: Builds the model with its starting weights.
         make_data: Builds the data for the model's normalisation.
         config: Schedule and optimiser.
@@ -129,7 +131,11 @@ def _train(
         logger=CSVLogger(
             folder, name="logs", version=f"from-{start:07d}", flush_logs_every_n_steps=10
         ),
-        callbacks=[_Keep(folder / _CHECKPOINT, config.checkpoint_every), _Show(title)],
+        callbacks=[
+            _Keep(folder / _CHECKPOINT, config.checkpoint_every),
+            _Snapshots(folder / "snapshots", config.snapshot_every),
+            _Show(title),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -201,6 +207,20 @@ class _Keep(Callback):
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
                 os.replace(temporary, self.path)
+
+
+class _Snapshots(Callback):
+    """Writes the weights every so many steps as ``<step>.safetensors``, to look back at a training."""
+
+    def __init__(self, folder: Path, every: int | None) -> None:
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: D102
+        done = pl_module.steps_done
+        if self.every and done % self.every == 0 and trainer.is_global_zero:
+            state = {k: v.contiguous() for k, v in pl_module.trained().state_dict().items()}
+            with atomic_path(self.folder / f"{done:07d}.safetensors") as temporary:
+                save_file(state, temporary)
 
 
 class _Show(Callback):

@@ -122,6 +122,7 @@ class TrainingModule(L.LightningModule):
         checkpoint["weakseg"] = {
             "steps_done": self.steps_done,
             "active_steps": dict(self.active_steps),
+            "model": self.model.training_state(),
         }
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
@@ -129,6 +130,7 @@ class TrainingModule(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         self.steps_done = checkpoint["weakseg"]["steps_done"]
         self.active_steps = dict(checkpoint["weakseg"]["active_steps"])
+        self.model.load_training_state(checkpoint["weakseg"]["model"])
         self._resumed = checkpoint
 
     def trained(self) -> Trainable:

@@ -1,0 +1,329 @@
+r"""RecurSeed and EdgePredictMix (Jo et al., arXiv 2204.06754, 2022).
+
+The idea. Operators that need no training can redraw a CAM: self-correlation (SCG) extends it to
+places of like features, pixel-adaptive refinement (PAMR) ends it where the image does. RecurSeed
+asks the network for these redrawn maps in every step: the CAM of tomorrow is the redrawn CAM of
+today, so misses and false alarms shrink together. A decoder learns to segment from the redrawn
+maps' certain pixels, and is the network that is used in the end. EdgePredictMix (a mix, see
+:mod:`weakseg.mixing`) pastes the decoder's confident objects onto other images.
+
+Maps :math:`A \in R^{K \times h \times w}`, n(.) their positive part divided by each map's maximum,
+0 where a class is not tagged; :math:`F_l` the features of level l, I the image, P the decoder's
+probabilities of K + 1 classes, :math:`\ell` the multi-label soft-margin loss, Y the tags:
+
+.. math::
+    M &= n(\mathrm{PAMR}(\mathrm{SCG}(n(A), \{F_l\}), I)) \\
+    S_x &= \arg\max_k M_{kx} \text{ if } \max_k M_{kx} > \delta_f; \;
+           0 \text{ if } \max_k M_{kx} < \delta_b; \; \text{unsure otherwise} \\
+    L &= \ell(\mathrm{GAP}(A), Y) + w_{seg}\, \mathrm{CE}(P, S) + w_{rec}\, |n(A) - M| \\
+    L_{mix} &= w_{seg}\, \mathrm{CE}(P(I^{mix}), S^{mix}) + w_{rec}\, |n(A(I^{mix})) - M^{mix}|
+
+M, S and the mixed targets have no gradient.
+
+Paper and code. No training code was published: the equations are from the authors' talk, the
+network and the operators' settings from their inference code. *Three choices are ours*, because
+the plain form collapses to background (docs/recurseed.md): M is divided by its maxima after PAMR,
+which lowers them (``renormalise``); the cross-entropy is the mean over certain foreground and the
+mean over certain background, not over all pixels (``balance``); L_rec counts tagged maps alone.
+The decoder is DeepLabV3+'s with separable convolutions; the published one has dense ones. Starts
+are shares of the schedule, in the published proportion of 5 to 15 epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from weakseg.config import Frozen
+from weakseg.methods.base import Batch, Card, Maps, Method, methods
+from weakseg.mixing import Scene, build_mix, mixes
+from weakseg.networks.backbone import MakeBackbone
+from weakseg.networks.decoder import DeepLabDecoder, enlarged
+from weakseg.networks.heads import CAMHead
+from weakseg.ops import gate, normalise_max, pamr, self_correlation
+
+__all__ = ["RecurSeed"]
+
+IGNORE = 255
+_VISIBLE = 0.5  # least score that a class must reach in a mixed image for its map to be asked for
+
+
+@methods.register("recurseed")
+class RecurSeed(Method):
+    """A CAM that learns its own refinement, and a decoder that learns to segment from it."""
+
+    heads: tuple[str, ...] = ("decoder", "cam")
+    segments: ClassVar[bool] = True
+    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"mix": name} for name in mixes}
+    card = Card(
+        name="recurseed",
+        paper="Jo et al., arXiv 2204.06754, 2022",
+        year=2022,
+        idea="learns its own refined CAM at every step; a decoder segments from the certain pixels",
+        recipes=(
+            "voc12/rs_r50",
+            "voc12/rs_epm_r50",
+            "voc12/rs_epm_r101_multistage",
+            "coco14/rs_epm_r50",
+            "coco14/rs_epm_r101_multistage",
+        ),
+        published={
+            "VOC train mIoU, RecurSeed (ResNet-50)": 70.7,
+            "VOC train mIoU, with EdgePredictMix (ResNet-50)": 75.2,
+            "VOC val mIoU, RecurSeed single-stage (ResNet-50)": 66.5,
+            "VOC val mIoU, with EdgePredictMix single-stage (ResNet-50)": 69.5,
+            "VOC val mIoU, with EdgePredictMix multi-stage (ResNet-101)": 74.4,
+            "COCO val mIoU, with EdgePredictMix single-stage (ResNet-50)": 42.2,
+            "COCO val mIoU, with EdgePredictMix multi-stage (ResNet-101)": 46.4,
+        },
+    )
+
+    class Config(Frozen):
+        """Targets, losses and their starts, decoder, and the mix."""
+
+        start: float = Field(
+            0.1, ge=0, lt=1, description="share of the schedule with classification alone"
+        )
+        seg: float = Field(1.0, ge=0, description="weight of the decoder's loss (code: 1)")
+        rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
+        scg: bool = Field(True, description="false = the target is not redrawn by SCG")
+        levels: PositiveInt | None = Field(
+            2, description="deepest levels that SCG correlates; null = all (code at inference)"
+        )
+        stride: PositiveInt = Field(
+            8, description="pixels in a cell of SCG (code: 8); its cost grows with the fourth power"
+        )
+        pamr: bool = Field(True, description="false = the target is not refined by PAMR")
+        detail: PositiveInt = Field(
+            2, description="pixels in a cell of PAMR, of the labels and of the decoder's loss"
+        )
+        foreground: float = Field(
+            0.55, gt=0, lt=1, description="least score of certain foreground (code: .55)"
+        )
+        background: float = Field(
+            0.10, ge=0, lt=1, description="greatest score of certain background (code: .10)"
+        )
+        renormalise: bool = Field(
+            True, description="divide the target by its maxima again, which PAMR lowers"
+        )
+        balance: bool = Field(
+            True, description="certain foreground and background weigh the same in seg"
+        )
+        distance: Literal["l1", "l2"] = Field(
+            "l1", description="of rec: absolute (talk) or squared differences"
+        )
+        squash: Literal["max", "sigmoid"] = Field(
+            "max", description="what brings the CAM to [0, 1] in rec: its maximum, or a sigmoid"
+        )
+        teacher: float | None = Field(
+            None,
+            gt=0,
+            lt=1,
+            description="decay of an averaged copy that makes targets; null = the network itself",
+        )
+        channels: PositiveInt = Field(256, description="width of the decoder (code: 256)")
+        dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+            (6, 12, 18), description="of the decoder's pyramid (code: 6, 12, 18)"
+        )
+        present: float = Field(
+            0.34,
+            ge=0,
+            le=1,
+            description="probability from which a class may be predicted without tags (code: .34)",
+        )
+        mix: dict[str, Any] | None = Field(
+            None, description="{name: edgepredictmix, ...}; recurseed+edgepredictmix says the same"
+        )
+        mix_start: float = Field(
+            0.3, ge=0, lt=1, description="share of the schedule without mixed images"
+        )
+        mix_seg: float = Field(1.0, ge=0, description="weight of seg on mixed images (code: 1)")
+        mix_rec: float = Field(1.0, ge=0, description="weight of rec on mixed images (talk: 1)")
+        mix_cls: float = Field(
+            0.0, ge=0, description="weight of classification on mixed images (first version: 1)"
+        )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _name_alone(cls, values: Any) -> Any:
+            if isinstance(values, dict) and isinstance(values.get("mix"), str):
+                return {**values, "mix": {"name": values["mix"]}}
+            return values
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Any:
+            if self.background >= self.foreground:
+                raise ValueError("background must be below foreground")
+            if not self.seg:
+                raise ValueError("the decoder learns from seg alone: give it a weight")
+            if self.mix is not None:
+                build_mix(self.mix, 1)  # its settings are checked with ours
+                if not (self.mix_seg or self.mix_rec or self.mix_cls):
+                    raise ValueError("a mix needs mix_seg, mix_rec or mix_cls")
+            return self
+
+    config: Config
+
+    def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
+        super().__init__(make_backbone, num_classes, config)
+        c = self.config
+        self.backbone = make_backbone()
+        self.head = CAMHead(self.backbone.levels[-1].channels, num_classes)
+        self.decoder = DeepLabDecoder(
+            self.backbone.levels, num_classes + 1, c.channels, c.dilations, "backbone"
+        )
+        self.present = c.present
+        self.mix = None if c.mix is None else build_mix(c.mix, num_classes)
+        weights = {"cls": 1.0, "seg": c.seg, "rec": c.rec}
+        if self.mix is not None:
+            weights |= {"mix_seg": c.mix_seg, "mix_rec": c.mix_rec, "mix_cls": c.mix_cls}
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.terms = tuple(self.weights)
+        self._teacher: list[AveragedModel] = []  # in a list, so that model folders leave it out
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Classification; later the decoder's and the CAM's targets; later still mixed images."""
+        c, images, tags = self.config, batch.images, batch.tags
+        levels = self.backbone(images)
+        cams = self.head(levels[-1])
+        terms = {"cls": F.multilabel_soft_margin_loss(cams.mean((2, 3)).float(), tags)}
+        if progress >= c.start:
+            logits = self.decoder.decode(images, levels)
+            scene = self._scene(batch, cams, levels, logits)
+            terms |= self._of_targets(cams, logits, scene)
+            if self.mix is not None and progress >= max(c.start, c.mix_start):
+                mixed = self.mix(scene)
+                levels = self.backbone(mixed.images)
+                cams, logits = self.head(levels[-1]), self.decoder.decode(mixed.images, levels)
+                found = self._of_targets(cams, logits, mixed)
+                means = cams.mean((2, 3)).float()
+                found["cls"] = F.multilabel_soft_margin_loss(means, mixed.tags)
+                terms |= {f"mix_{name}": term for name, term in found.items()}
+        return {n: weight * terms[n] for n, weight in self.weights.items() if n in terms}
+
+    def after_step(self, progress: float) -> None:
+        """Moves the teacher, from the first step with targets on."""
+        if self.config.teacher is not None and progress >= self.config.start:
+            self._averaged().update_parameters(self)
+
+    def training_state(self) -> dict[str, Any]:
+        """The teacher's weights and what the mix has gathered."""
+        return {
+            "teacher": [teacher.state_dict() for teacher in self._teacher],
+            "mix": self.mix.state() if self.mix is not None else {},
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``training_state``."""
+        for weights in state["teacher"]:
+            self._averaged().load_state_dict(weights)
+        if self.mix is not None:
+            self.mix.load_state(state["mix"])
+
+    def forward(self, images: Tensor, head: str | None = None) -> Maps:
+        """``decoder``: probabilities at the images' size; ``cam``: plain maps as logits."""
+        if (head or self.heads[0]) == "cam":
+            cams = self.head(self.backbone(images)[-1])
+            return Maps(cams, kind="logit", logits=cams.mean((2, 3)))
+        padded = self.decoder.padded(images)
+        levels = self.backbone(padded)
+        found = enlarged(self.decoder.decode(padded, levels), padded, images).softmax(1)
+        logits = self.head(levels[-1]).mean((2, 3))
+        return Maps(found[:, 1:], kind="probability", background=found[:, :1], logits=logits)
+
+    @torch.no_grad()
+    def _scene(self, batch: Batch, cams: Tensor, levels: list[Tensor], logits: Tensor) -> Scene:
+        """The batch with its targets: M as the map ``rs``, S as the labels."""
+        c = self.config
+        if c.teacher is not None:
+            teacher = self._averaged().module
+            assert isinstance(teacher, RecurSeed)
+            levels = teacher.backbone(batch.images)
+            cams = teacher.head(levels[-1])
+            logits = teacher.decoder.decode(batch.images, levels)
+        height, width = batch.images.shape[-2:]
+        pictures = self.backbone.pictures(
+            batch.images, (-(-height // c.detail), -(-width // c.detail))
+        )
+        target = self._target(cams.detach(), batch.tags, [x.detach() for x in levels], pictures)
+        return Scene(
+            batch.images,
+            batch.tags,
+            self._labels(target),
+            {"rs": target},
+            _resized(logits.detach(), target).softmax(1),
+            pictures,
+        )
+
+    def _target(self, cams: Tensor, tags: Tensor, levels: list[Tensor], pictures: Tensor) -> Tensor:
+        """M, (B, K, h, w) in [0, 1] at the size of ``pictures``."""
+        c, size = self.config, pictures.shape[-2:]
+        # The operators' time grows with the number of maps: only tagged ones are handed over.
+        count = max(1, int(tags.sum(1).max()))
+        order = tags.argsort(dim=1, descending=True, stable=True)[:, :count, None, None]
+        maps = gate(normalise_max(cams), tags)
+        maps = maps.gather(1, order.expand(-1, -1, *maps.shape[2:]))
+        if c.scg:
+            cells = [-(-side * c.detail // c.stride) for side in size]
+            maps = F.interpolate(maps, cells, mode="bilinear", align_corners=False)
+            maps = self_correlation(maps, levels if c.levels is None else levels[-c.levels :])
+        maps = _resized(maps, pictures)
+        if c.pamr:
+            maps = pamr(pictures, maps)
+        if c.renormalise:
+            maps = normalise_max(maps)
+        whole = maps.new_zeros(len(tags), self.num_classes, *size)
+        return gate(whole.scatter(1, order.expand_as(maps), maps), tags)
+
+    def _labels(self, target: Tensor) -> Tensor:
+        """S, (B, h, w) int64."""
+        best, winner = target.max(1)
+        labels = torch.where(best > self.config.foreground, winner + 1, IGNORE)
+        return labels.masked_fill(best < self.config.background, 0)
+
+    def _of_targets(self, cams: Tensor, logits: Tensor, scene: Scene) -> dict[str, Tensor]:
+        target = scene.maps["rs"]
+        wanted = F.adaptive_avg_pool2d(target, (cams.shape[-2], cams.shape[-1]))
+        visible = (target.amax((2, 3)) >= _VISIBLE).float()
+        ours = gate(self._squashed(cams), visible)
+        difference = (ours - gate(wanted, visible)).abs()
+        if self.config.distance == "l2":
+            difference = difference**2
+        cells = visible.sum() * wanted[0, 0].numel()
+        return {
+            "seg": self._cross_entropy(_resized(logits, target), scene.labels),
+            "rec": difference.sum() / cells.clamp(min=1),
+        }
+
+    def _squashed(self, cams: Tensor) -> Tensor:
+        return normalise_max(cams) if self.config.squash == "max" else cams.float().sigmoid()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Over certain pixels; zero where there are none."""
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        sets = [labels != IGNORE]
+        if self.config.balance:
+            sets = [(labels > 0) & (labels != IGNORE), labels == 0]
+        means = [(loss * pixels).sum() / pixels.sum().clamp(min=1) for pixels in sets]
+        return torch.stack(means).mean()
+
+    def _averaged(self) -> AveragedModel:
+        """The teacher; at first a copy of the network."""
+        if not self._teacher:
+            teacher = AveragedModel(
+                copy.deepcopy(self), multi_avg_fn=get_ema_multi_avg_fn(self.config.teacher)
+            )
+            self._teacher.append(teacher.requires_grad_(False).eval())
+        return self._teacher[0]
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps in full precision at the height and width of another tensor."""
+    return F.interpolate(maps.float(), like.shape[-2:], mode="bilinear", align_corners=False)

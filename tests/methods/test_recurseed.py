@@ -1,0 +1,251 @@
+"""RecurSeed's claims: targets grow by features and colours, and short runs do not collapse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weakseg.errors import UserError
+from weakseg.methods import Batch, build, needs_segmenter, resolve
+from weakseg.methods.recurseed import RecurSeed
+from weakseg.mixing import mixes
+from weakseg.networks.backbone import Level, backbone_factory
+from weakseg.networks.spec import BackboneSpec
+
+K = 3
+IGNORE = 255
+
+
+class Fake(nn.Module):
+    """A backbone whose levels are the colours of the image, at strides 4 and 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = (Level("C1", 3, 4), Level("C2", 3, 8))
+        self.weight = nn.Parameter(torch.eye(3)[..., None, None])
+
+    def pictures(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.adaptive_avg_pool2d(images * 0.25 + 0.5, size)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [F.conv2d(F.avg_pool2d(images, s), self.weight) for s in (4, 8)]
+
+
+def recurseed(fake: bool = True, **config: object) -> RecurSeed:
+    spec = BackboneSpec(name="test_resnet", pretrained=False, options={"zero_init_last": False})
+    make = Fake if fake else backbone_factory(spec)
+    section = {"name": "recurseed", "channels": 8, "dilations": (1, 2, 3), **config}
+    model = build(section, make, K)  # type: ignore[arg-type]
+    assert isinstance(model, RecurSeed)
+    return model
+
+
+def two_tones(side: int = 64) -> Tensor:
+    """Grey, and a red bar over three quarters of its width; normalised as Fake expects."""
+    image = torch.full((3, side, side), 0.3)
+    image[:, 16:48, 8:56] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    return ((image - 0.5) / 0.25)[None]
+
+
+def seen_at_its_end(side: int = 64) -> Tensor:
+    """A CAM at stride 8 that lights up the left end of the bar alone."""
+    cam = torch.full((1, K, side // 8, side // 8), -1.0)
+    cam[0, 1, 2:6, 1:3] = 4.0
+    return cam
+
+
+def tags_of(*present: int, count: int = 1) -> Tensor:
+    tags = torch.zeros(count, K)
+    tags[:, list(present)] = 1
+    return tags
+
+
+def target_of(model: RecurSeed, cams: Tensor, tags: Tensor) -> Tensor:
+    images = two_tones()
+    size = 64 // model.config.detail
+    return model._target(
+        cams, tags, model.backbone(images), model.backbone.pictures(images, (size, size))
+    )
+
+
+BAR = (slice(8, 24), slice(4, 28))  # the bar on the grid of labels, 2 pixels in a cell
+
+
+def test_the_target_spreads_over_the_whole_object_and_ends_with_it():
+    model = recurseed(levels=1)
+    with torch.no_grad():
+        target = target_of(model, seen_at_its_end(), tags_of(1))
+        labels = model._labels(target)[0]
+    assert target.shape == (1, K, 32, 32)
+    assert (labels[BAR] == 2).float().mean() > 0.9
+    outside = labels.clone()
+    outside[BAR] = 0
+    assert (outside == 2).float().mean() < 0.02
+    assert not target[:, [0, 2]].any()
+
+
+def test_without_operators_the_target_is_the_cam_at_another_size():
+    model = recurseed(scg=False, pamr=False, detail=8)
+    with torch.no_grad():
+        target = target_of(model, seen_at_its_end(), tags_of(1))
+    expected = (seen_at_its_end().relu() / 4)[:, 1]
+    torch.testing.assert_close(target[:, 1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_refined_targets_reach_one_again(renormalise: bool):
+    model = recurseed(scg=False, renormalise=renormalise)
+    with torch.no_grad():
+        target = target_of(model, seen_at_its_end(), tags_of(1))
+    assert (target.max() > 0.999) == renormalise
+
+
+def test_more_tagged_classes_in_one_image_than_in_another():
+    """Only as many maps as the most tagged image has are refined: they come back to their places."""
+    model = recurseed(scg=False, pamr=False, detail=8)
+    torch.manual_seed(0)
+    cams, images = torch.rand(3, K, 8, 8), two_tones().expand(3, -1, -1, -1)
+    tags = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 0, 0]])
+    with torch.no_grad():
+        pictures = model.backbone.pictures(images, (8, 8))
+        target = model._target(cams, tags, model.backbone(images), pictures)
+    expected = cams / (cams.amax((2, 3), keepdim=True) + 1e-5) * tags[..., None, None]
+    torch.testing.assert_close(target, expected, atol=1e-4, rtol=0)
+
+
+def test_labels_are_certain_foreground_certain_background_or_unsure():
+    target = torch.zeros(1, K, 1, 5)
+    target[0, 0, 0] = torch.tensor([0.56, 0.54, 0.3, 0.11, 0.09])
+    target[0, 2, 0] = torch.tensor([0.7, 0.2, 0.56, 0.0, 0.0])
+    assert recurseed()._labels(target).tolist() == [[[3, IGNORE, 3, IGNORE, 0]]]
+    assert recurseed()._labels(torch.zeros(1, K, 2, 2)).eq(0).all()
+
+
+def test_cross_entropy_weighs_foreground_and_background_alike():
+    logits = torch.zeros(1, K + 1, 1, 5)
+    logits[0, 0] = torch.tensor([2.0, 2, 2, 2, 9])
+    labels = torch.tensor([[[0, 0, 0, 1, IGNORE]]])
+    right, wrong = F.cross_entropy(logits[..., :4], labels[..., :4], reduction="none")[0, 0, 2:]
+    balanced = recurseed()._cross_entropy(logits, labels)
+    torch.testing.assert_close(balanced, (right + wrong) / 2)
+    plain = recurseed(balance=False)._cross_entropy(logits, labels)
+    torch.testing.assert_close(plain, (3 * right + wrong) / 4)
+    assert recurseed()._cross_entropy(logits, torch.full_like(labels, IGNORE)) == 0
+
+
+def test_a_cam_that_is_its_target_has_nothing_to_learn():
+    model = recurseed()
+    cams = seen_at_its_end()
+    maps = {"rs": (cams.relu() / 4)}
+    from weakseg.mixing import Scene
+
+    scene = Scene(two_tones(), tags_of(1), torch.zeros(1, 8, 8, dtype=torch.long), maps)
+    terms = model._of_targets(cams, torch.zeros(1, K + 1, 16, 16), scene)
+    assert terms["rec"] < 1e-4
+    more = cams.clone()
+    more[0, 1] = 4.0
+    assert model._of_targets(more, torch.zeros(1, K + 1, 16, 16), scene)["rec"] > 0.5
+
+
+@pytest.mark.parametrize("mix", [None, "edgepredictmix"])
+def test_terms_start_when_their_time_has_come(mix: str | None):
+    model = recurseed(False, mix=mix, start=0.2, mix_start=0.6)
+    batch = Batch(two_tones().repeat(2, 1, 1, 1), tags_of(1, count=2), ["a", "b"])
+    assert set(model.losses(batch, 0.19)) == {"cls"}
+    assert set(model.losses(batch, 0.2)) == {"cls", "seg", "rec"}
+    late = {"cls", "seg", "rec"} | ({"mix_seg", "mix_rec"} if mix else set())
+    assert set(model.losses(batch, 0.6)) == late
+
+
+def test_a_class_without_evidence_is_no_target():
+    """Its map is all negative: an empty seed, so nothing is asked of the CAM, nor of the decoder."""
+    model = recurseed()
+    cams = torch.full((1, K, 8, 8), -1.0)
+    with torch.no_grad():
+        target = target_of(model, cams, tags_of(0, 1))
+    assert not target.any()
+    assert target.isfinite().all()
+
+
+def test_targets_are_made_in_full_precision():
+    model = recurseed(False, levels=1)
+    images = two_tones()
+    batch = Batch(images, tags_of(1), ["a"])
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        levels = model.backbone(images)
+        cams = model.head(levels[-1])
+        scene = model._scene(batch, cams, levels, model.decoder.decode(images, levels))
+    assert scene.maps["rs"].dtype == scene.probabilities.dtype == torch.float32
+
+
+# -- teacher and state
+
+
+def test_a_teacher_makes_the_targets_and_moves_slowly():
+    torch.manual_seed(0)
+    model = recurseed(False, teacher=0.9, start=0)
+    model.after_step(0.5)  # a copy of the start
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    model.after_step(0.5)
+    own, teacher = model.head.classifier.weight, model._averaged().module.head.classifier.weight
+    torch.testing.assert_close(own - teacher, torch.full_like(own, 0.9))
+    assert not any("teacher" in name for name in model.state_dict())
+    assert not any(p.requires_grad for p in model._averaged().parameters())
+
+
+def test_the_teacher_waits_for_the_targets():
+    model = recurseed(False, teacher=0.9, start=0.5)
+    model.after_step(0.4)
+    assert not model._teacher
+
+
+@pytest.mark.parametrize("mix", [None, "cda"])
+def test_training_state_goes_on(mix: str | None):
+    torch.manual_seed(0)
+    model, other = (recurseed(False, teacher=0.9, start=0, mix=mix, mix_start=0) for _ in range(2))
+    batch = Batch(two_tones().repeat(2, 1, 1, 1), tags_of(1, count=2), ["a", "b"])
+    model.losses(batch, 0.5)
+    model.after_step(0.5)
+    other.load_state_dict(model.state_dict())
+    other.load_training_state(model.training_state())
+    losses = []
+    for one in (model, other):
+        torch.manual_seed(1)
+        losses.append(one.losses(batch, 0.6))
+    assert losses[0] == losses[1]
+
+
+# -- names and settings
+
+
+@pytest.mark.parametrize("mix", sorted(mixes))
+def test_a_part_of_the_name_is_the_mix(mix: str):
+    method, config = resolve({"name": f"recurseed+{mix}", "rec": 0.5})
+    assert method is RecurSeed
+    assert config.mix == {"name": mix} and config.rec == 0.5  # type: ignore[attr-defined]
+
+
+def test_unknown_parts_and_contradictions_are_refused():
+    with pytest.raises(UserError, match="recurseed has no part 'cutmx'") as caught:
+        resolve({"name": "recurseed+cutmx"})
+    assert "cutmix" in str(caught.value.mend)
+    with pytest.raises(UserError, match="cam has no part 'vit'"):
+        resolve({"name": "cam+vit"})
+    for wrong, message in (
+        ({"foreground": 0.1, "background": 0.2}, "below foreground"),
+        ({"seg": 0}, "learns from seg alone"),
+        ({"mix": {"beta": 1}}, "needs a name"),
+        ({"mix": {"name": "cutmix", "bta": 1}}, "mix.bta"),
+        ({"mix": "cutmix", "mix_seg": 0, "mix_rec": 0}, "a mix needs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resolve({"name": "recurseed", **wrong})
+
+
+def test_it_is_its_own_segmenter():
+    assert not needs_segmenter({"name": "recurseed"}, None)
+    assert needs_segmenter({"name": "recurseed"}, True)
+    assert needs_segmenter({"name": "cam"}, None)
+    assert not needs_segmenter({"name": "cam"}, False)
