@@ -208,6 +208,58 @@ def seam_step_published(images: Collection) -> Measured:
     return _method_step(settings, images)
 
 
+def recurseed_operators(images: Collection) -> Measured:
+    """What SCG and PAMR add to a step at 224 px, 16 images: at most 1.5 is wanted."""
+    whole, bare = _RecurSeedStep(images), _RecurSeedStep(images, scg=False, pamr=False)
+    ours, reference, peak = compare(lambda: timed(whole.step), lambda: timed(bare.step))
+    work = "a step of 16 at 224 px, resnet18, recurseed; ours / without SCG and PAMR"
+    return Measured(work, ours, reference, ours / reference, peak)
+
+
+def edgepredictmix_operators(images: Collection) -> Measured:
+    """EdgePredictMix without its second pass, beside a step: at most 0.25 is wanted."""
+    training = _RecurSeedStep(images, mix="edgepredictmix")
+    model, batch = training.model, training.batch
+    with torch.no_grad():
+        levels = model.backbone(batch.images)
+        cams, logits = model.head(levels[-1]), model.decoder.decode(batch.images, levels)
+        scene = model._scene(batch, cams, levels, logits)
+    bare = _RecurSeedStep(images, scg=False, pamr=False)
+    ours, reference, peak = compare(
+        lambda: timed(lambda: model.mix(scene)), lambda: timed(bare.step)
+    )
+    work = "PAMR, superpixels, vote and paste of 16 at 224 px; ours / forward and backward"
+    return Measured(work, ours, reference, ours / reference, peak)
+
+
+class _RecurSeedStep:
+    """RecurSeed on one batch of real images."""
+
+    def __init__(self, images: Collection, **settings: object) -> None:
+        weights = HERE / "../../shared/weights/resnet18.safetensors"
+        known = {"weights": weights} if weights.exists() else {"pretrained": False}
+        spec = BackboneSpec(name="resnet18", norm="frozen", **known)
+        torch.manual_seed(0)
+        self.model = build(
+            {"name": "recurseed", **settings}, backbone_factory(spec), len(images.classes)
+        ).train()
+        self.model.to(memory_format=torch.channels_last)
+        backbone = self.model.backbone
+        augment = Augment(224, (0.9, 1.3), True, 0.0, backbone.mean, backbone.std)
+        data = TrainingImages(images, augment, 0)
+        self.batch = next(iter(training_loader(data, StepBatches(len(data), 16, 1, 0), 0)))
+        self.batch.images = self.batch.images.contiguous(memory_format=torch.channels_last)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(trained, lr=1e-3)
+        self.step()
+
+    def step(self) -> None:
+        """Forward, backward and update."""
+        self.optimiser.zero_grad()
+        torch.stack(list(self.model.losses(self.batch, 0.9).values())).sum().backward()
+        self.optimiser.step()
+
+
 def seeds(images: Collection) -> Measured:
     """Our seed stage against one image, one scale, one flip at a time."""
     images = Collection(images.name, images.classes, images.samples[:96], images.tag_source)
@@ -550,6 +602,8 @@ BENCHMARKS = {
     "puzzle-step": puzzle_step,
     "seam-step": seam_step,
     "seam-step-published": seam_step_published,
+    "recurseed-operators": recurseed_operators,
+    "edgepredictmix-operators": edgepredictmix_operators,
     "seeds": seeds,
     "sweep": threshold_sweep,
     "dense-crf": dense_crf_per_core,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weakseg.config import Frozen
 from weakseg.methods import Batch, Card, Maps, Method, Phase, build, methods
+from weakseg.mixing import mixes
 from weakseg.networks.backbone import Backbone, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import shipped_recipes
@@ -305,6 +306,28 @@ class TestSeamPublished(MethodContract):
 class TestSeamWithoutPCM(MethodContract):
     name = "seam"
     settings = {"pcm": False}
+
+
+RECURSEED = {"channels": 8, "dilations": (1, 2, 3), "start": 0.1, "mix_start": 0.2}
+
+
+class TestRecurseed(MethodContract):
+    name = "recurseed"
+    settings = RECURSEED
+
+
+class TestRecurseedTeacher(MethodContract):
+    name = "recurseed"
+    settings = RECURSEED | {"teacher": 0.9, "levels": None, "squash": "sigmoid", "distance": "l2"}
+
+
+for _mix in mixes:
+    _part = {"mix": _mix, "mix_cls": 1.0}  # weighted tags too
+    globals()[f"TestRecurseedWith{_mix.capitalize()}"] = type(
+        f"TestRecurseedWith{_mix.capitalize()}",
+        (MethodContract,),
+        {"name": "recurseed", "settings": RECURSEED | _part},
+    )
 
 
 def test_there_are_methods():

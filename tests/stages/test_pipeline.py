@@ -318,3 +318,83 @@ def test_a_training_knows_every_setting_of_its_method(tiny_collection):
     assert set(kept) == {"name", *resolve(section)[0].Config.model_fields}
     assert kept["alpha"] == 1.5
     assert resolve(kept)[1] == resolve(section)[1]
+
+
+RECURSEED = {"name": "recurseed+edgepredictmix", "channels": 8, "dilations": [1, 2, 3], "start": 0}
+
+
+@pytest.fixture(scope="module")
+def single_stage(tmp_path_factory, request):
+    """A finished tiny run of a method that is its own segmenter."""
+    from tests.stages.conftest import TINY
+
+    recipe = load_recipe(
+        {**TINY, "method": RECURSEED},
+        overrides={
+            "data": {"root": str(request.getfixturevalue("shapes_root"))},
+            "train": {"snapshot_every": 3},
+        },
+    )
+    return run_recipe(recipe, tmp_path_factory.mktemp("single") / "run")
+
+
+def test_a_method_that_segments_needs_no_segmenter(single_stage):
+    run = RunFolder(single_stage.folder)
+    assert run.record("segment") is None
+    assert {s.id for s in single_stage.collection} == {
+        p.relative_to(run.stage_folder("predict") / "masks").with_suffix("").as_posix()
+        for p in (run.stage_folder("predict") / "masks").rglob("*.png")
+    }
+    assert single_stage.model.model.heads == ("decoder", "cam")
+    rows = json.loads((run.stage_folder("evaluate") / "results.json").read_text())["rows"]
+    of = {row["stage"]: (row["head"], row["tags"], row["rule"]) for row in rows}
+    assert of["mask"] == ("decoder", "given", "map")
+    assert of["segmenter"] == ("decoder", "predicted", "map")
+    report = (single_stage.folder / "report.html").read_text(encoding="utf-8")
+    assert "The method is a segmentation network itself" in report
+
+
+def test_it_trains_one_where_the_recipe_asks_for_it(single_stage):
+    asked = single_stage.recipe.model_copy(
+        update={"segmenter": single_stage.recipe.segmenter.model_copy(update={"enabled": True})}
+    )
+    names = [name for name, _ in pipeline.stages_of(asked, single_stage.collection)]
+    assert names == ["check", "train", "seeds", "masks", "segment", "predict", "evaluate"]
+    none = single_stage.recipe.model_copy(
+        update={"segmenter": single_stage.recipe.segmenter.model_copy(update={"enabled": False})}
+    )
+    names = [name for name, _ in pipeline.stages_of(none, single_stage.collection)]
+    assert names == ["check", "train", "seeds", "masks", "evaluate"]
+
+
+def test_scores_of_a_decoder_bring_their_own_background(single_stage):
+    sample = next(iter(single_stage.collection.split("train")))
+    scores = read_scores(RunFolder(single_stage.folder).scores_folder() / f"{sample.id}.npz")
+    ids = [0, *(single_stage.collection.classes.index(t) + 1 for t in sorted(sample.tags))]
+    assert sorted(scores.classes.tolist()) == sorted(ids)
+
+
+def test_without_tags_only_classes_that_are_found_are_predicted(single_stage):
+    model, sample = single_stage.model, next(iter(single_stage.collection))
+    model.model.present = 1.0
+    assert not model.predict(sample.image).any()
+    model.model.present = 0.34
+
+
+def test_snapshots_are_weights_along_the_way(single_stage):
+    from safetensors.torch import load_file
+
+    folder = RunFolder(single_stage.folder).stage_folder("train")
+    found = sorted(p.name for p in (folder / "snapshots").iterdir())
+    assert found == ["0000003.safetensors", "0000006.safetensors"]
+    first, last = (load_file(folder / "snapshots" / name) for name in found)
+    final = load_file(folder / "model" / "model.safetensors")
+    assert all(last[key].equal(final[key]) for key in final)
+    assert not all(first[key].equal(final[key]) for key in final)
+
+
+def test_a_mix_of_a_segmenter_is_checked_before_the_data(tiny, tmp_path):
+    recipe = load_recipe(tiny.model_dump(mode="json"), sets=["segmenter.mix=cutmx"])
+    with pytest.raises(UserError, match="unknown mix 'cutmx'"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

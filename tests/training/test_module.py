@@ -14,6 +14,7 @@ from weakseg.data.loading import Augment, MaskBatch, TrainingImages
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.methods import Batch, Maps, Phase, Trainable
+from weakseg.mixing import build_mix, mixes
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
@@ -408,3 +409,24 @@ def test_a_segmenter_gives_probabilities(segmenter: Segmenter):
     assert maps.scores.shape == (2, 2, 33, 40)
     total = maps.scores.sum(1) + maps.background[:, 0]
     torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("mix", sorted(mixes))
+def test_a_segmenter_trains_on_mixed_images_too(segmenter: Segmenter, mix: str):
+    mixed = Segmenter(segmenter.network, build_mix(mix, 2), mix_start=0.5).eval()
+    batch = MaskBatch(torch.randn(4, 3, 32, 32), torch.randint(0, 3, (4, 32, 32)), list("abcd"))
+    assert set(mixed.losses(batch, 0.4)) == {"seg"}
+    terms = mixed.losses(batch, 0.5)
+    assert set(terms) == set(mixed.terms) == {"seg", "mix_seg"}
+    assert terms["seg"] == segmenter.losses(batch, 0.5)["seg"]
+    assert terms["mix_seg"].isfinite() and terms["mix_seg"].requires_grad
+
+
+def test_what_a_mix_has_gathered_is_in_the_checkpoint(segmenter: Segmenter):
+    first, second = (Segmenter(segmenter.network, build_mix("cda", 2)).eval() for _ in range(2))
+    masks = torch.zeros(2, 32, 32, dtype=torch.long)
+    masks[:, 8:24, 8:24] = 1
+    first.losses(MaskBatch(torch.randn(2, 3, 32, 32), masks, ["a", "b"]), 0.0)
+    assert first.training_state()
+    second.load_training_state(first.training_state())
+    assert second.training_state().keys() == first.training_state().keys()
