@@ -43,7 +43,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weakseg.config import Frozen
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
-from weakseg.mixing import Scene, build_mix, mixes
+from weakseg.mixing import Scene, build_mix, mixes, present
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.decoder import DeepLabDecoder, enlarged
 from weakseg.networks.heads import CAMHead
@@ -52,6 +52,7 @@ from weakseg.ops import gate, normalise_max, pamr, self_correlation
 __all__ = ["RecurSeed"]
 
 IGNORE = 255
+_ABSENT = -1e4  # logit of a class that has no part in a softmax
 _VISIBLE = 0.5  # least score that a class must reach in a mixed image for its map to be asked for
 
 
@@ -95,7 +96,7 @@ class RecurSeed(Method):
         rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
         scg: bool = Field(True, description="false = the target is not redrawn by SCG")
         levels: PositiveInt | None = Field(
-            2, description="deepest levels that SCG correlates; null = all (code at inference)"
+            3, description="deepest levels that SCG correlates; null = all (code at inference)"
         )
         stride: PositiveInt = Field(
             8, description="pixels in a cell of SCG (code: 8); its cost grows with the fourth power"
@@ -116,8 +117,13 @@ class RecurSeed(Method):
         balance: bool = Field(
             True, description="certain foreground and background weigh the same in seg"
         )
+        among: Literal["tagged", "all"] = Field(
+            "tagged",
+            description="classes that seg weighs against each other: the image's own and the "
+            "background, or all (talk)",
+        )
         distance: Literal["l1", "l2"] = Field(
-            "l1", description="of rec: absolute (talk) or squared differences"
+            "l2", description="of rec: squared differences, or absolute ones (talk)"
         )
         squash: Literal["max", "sigmoid"] = Field(
             "max", description="what brings the CAM to [0, 1] in rec: its maximum, or a sigmoid"
@@ -298,15 +304,18 @@ class RecurSeed(Method):
             difference = difference**2
         cells = visible.sum() * wanted[0, 0].numel()
         return {
-            "seg": self._cross_entropy(_resized(logits, target), scene.labels),
+            "seg": self._cross_entropy(_resized(logits, target), scene.labels, scene.tags),
             "rec": difference.sum() / cells.clamp(min=1),
         }
 
     def _squashed(self, cams: Tensor) -> Tensor:
         return normalise_max(cams) if self.config.squash == "max" else cams.float().sigmoid()
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
         """Over certain pixels; zero where there are none."""
+        if self.config.among == "tagged":
+            known = F.pad(tags > 0, (1, 0), value=True) | present(labels, self.num_classes)
+            logits = logits.masked_fill(~known[..., None, None], _ABSENT)
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         sets = [labels != IGNORE]
         if self.config.balance:
