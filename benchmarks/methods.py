@@ -75,7 +75,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recurseed: without pamr": RECURSEED | {"pamr": False},
     "recurseed: without scg, pamr": RECURSEED | {"scg": False, "pamr": False},
     "recurseed: without rec": RECURSEED | {"rec": 0},
-    "recurseed: plain form": RECURSEED | {"renormalise": False, "balance": False},
+    "recurseed: plain form": RECURSEED
+    | {"renormalise": False, "balance": False, "among": "all", "distance": "l1"},
     **{f"recurseed+{mix}": RECURSEED | {"name": f"recurseed+{mix}"} for mix in mixes},
 }
 
@@ -122,7 +123,7 @@ def recipe_of(
 ) -> Recipe:
     demo = load_recipe("demo").model_dump(mode="json")
     demo |= {"seed": seed, "segmenter": {"enabled": False}}
-    demo["train"] |= {"crop": 128, "resize": [0.875, 1.3]}
+    demo["train"] |= {"crop": 128, "resize": [0.875, 1.3], "snapshot_every": 31}  # an epoch
     if method is not None:
         demo["method"] = method
         demo["backbone"]["norm"] = "frozen"

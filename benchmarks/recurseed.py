@@ -4,7 +4,7 @@
     uv run python benchmarks/recurseed.py --run runs/quality/cpu-recurseed-long-0
     uv run python benchmarks/recurseed.py --picture
 
-Trainings of benchmarks/methods.py, or a run of benchmarks/quality.py, whose ``train.snapshot_every``
+Trainings of benchmarks/methods.py, or a run of benchmarks/quality.py whose ``train.snapshot_every``
 was set: both heads are judged at each snapshot, on 250 of the training images of shapes-v1, or on
 the ``tune_320`` list of the VOC subset. Tags given, one scale and flip, no CRF; the decoder's masks
 are its most probable classes, the CAM's are those of the best threshold (oracle) and the label-free
@@ -44,7 +44,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recurseed.csv"
 IMAGES = HERE.parent / "docs" / "images"
 COUNT = 250
-EVERY = 31  # steps between snapshots: one epoch of shapes-v1
 SHOWN = 6
 STRIP = (62, 124, 310)
 _STYLE = (
@@ -61,8 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["recurseed"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/recurseed"))
-    parser.add_argument("--warm", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--run", type=Path, help="a run on the VOC subset, instead of shapes-v1")
     parser.add_argument("--list", type=Path, help="ids to judge --run on; default tune_320")
     parser.add_argument("--picture", action="store_true", help="draw, and measure nothing")
@@ -81,12 +79,7 @@ def main() -> None:
         return
     for seed in args.seeds:
         for variant in args.variants:
-            recipe = recipe_of(
-                seed,
-                VARIANTS[variant],
-                args.warm / f"warmup-{seed}",
-                [f"train.snapshot_every={EVERY}"],
-            )
+            recipe = recipe_of(seed, VARIANTS[variant], args.out / f"warmup-{seed}")
             folder = folder_of(args.out, variant, seed)
             run_recipe(recipe, folder, until="seeds")
             images = collect(recipe.data).split("train")
@@ -96,7 +89,7 @@ def main() -> None:
 
 
 def _snapshots(folder: Path) -> Iterator[tuple[int, Predictor]]:
-    """The network at the start of its training and at each snapshot."""
+    """The network at each snapshot."""
     predictor = load(RunFolder(folder).stage_folder("train"))
     for path in sorted(
         (RunFolder(folder).stage_folder("train") / "snapshots").glob("*.safetensors")

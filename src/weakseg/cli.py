@@ -405,12 +405,22 @@ def _show_summary(folder: Path) -> None:
         console.print(_distance(rows))
     for name, path in (
         ("masks", run.stage_folder("masks") / "masks"),
-        ("model", run.stage_folder("segment") / "model"),
+        ("model", _model(run)),
         ("report", run.report_file),
     ):
         if path.exists():
             console.print(f"{name:<7}", end="")
             print(path)
+
+
+def _model(run: RunFolder) -> Path:
+    """The model folder that `weakseg predict` would take; the run itself where there is none."""
+    from weakseg.export.model import find_model
+
+    try:
+        return find_model(run.path)
+    except UserError:
+        return run.stage_folder("train") / "model"
 
 
 def _result(results: dict[str, Any]) -> str:

@@ -101,7 +101,7 @@ def _training(
 ) -> tuple[str, float]:
     steps = config.total_steps(images)
     part = max(2, config.batch // config.accumulate)
-    x = torch.zeros(part, 3, config.crop, config.crop, device=device)
+    x = torch.rand(part, 3, config.crop, config.crop, device=device)
     ids = [""] * part
     batch: Any
     if isinstance(model, Segmenter):
@@ -109,7 +109,9 @@ def _training(
             x, torch.zeros(part, config.crop, config.crop, dtype=torch.int64, device=device), ids
         )
     else:
-        batch = Batch(x, torch.ones(part, classes, device=device), ids)
+        tags = torch.zeros(part, classes, device=device)
+        tags[:, :2] = 1  # the operators of some methods cost by the number of tagged classes
+        batch = Batch(x, tags, ids)
 
     def step() -> None:
         for phase in model.phases().values():

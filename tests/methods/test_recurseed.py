@@ -230,6 +230,21 @@ def test_a_short_run_on_shapes_does_not_collapse():
     assert wide[1] > 0.5 * wide[0]
 
 
+@pytest.mark.parametrize("among", ["tagged", "all"])
+def test_mixes_choose_by_the_probabilities_that_the_decoder_is_trained_to_give(among: str):
+    torch.manual_seed(0)
+    model, images = recurseed(False, among=among), two_tones()
+    with torch.no_grad():
+        levels = model.backbone(images)
+        logits = model.decoder.decode(images, levels)
+        logits[:, 1] += 9  # a class that is not tagged, and that nothing has taught
+        scene = model._scene(
+            Batch(images, tags_of(1), ["a"]), model.head(levels[-1]), levels, logits
+        )
+    own = scene.probabilities[:, [0, 2]].sum(1)
+    assert own.allclose(torch.ones(())) == (among == "tagged")
+
+
 # -- teacher and state
 
 
@@ -269,6 +284,16 @@ def test_training_state_goes_on(mix: str | None):
     assert losses[0] == losses[1]
 
 
+def test_a_resumed_teacher_follows_the_network_to_its_device():
+    """Checkpoints are read before the network is moved; the copy is no part of its modules."""
+    model = recurseed(False, teacher=0.9, start=0)
+    model.after_step(0.5)
+    other = recurseed(False, teacher=0.9, start=0)
+    other.load_training_state(model.training_state())
+    other.to("meta")
+    assert {p.device.type for p in other._averaged().parameters()} == {"meta"}
+
+
 # -- names and settings
 
 
@@ -279,12 +304,21 @@ def test_a_part_of_the_name_is_the_mix(mix: str):
     assert config.mix == {"name": mix} and config.rec == 0.5  # type: ignore[attr-defined]
 
 
+def test_a_part_can_be_tuned():
+    _, config = resolve({"name": "recurseed+cda", "mix": {"capacity": 3}})
+    assert config.mix == {"name": "cda", "capacity": 3}  # type: ignore[attr-defined]
+
+
 def test_unknown_parts_and_contradictions_are_refused():
     with pytest.raises(UserError, match="recurseed has no part 'cutmx'") as caught:
         resolve({"name": "recurseed+cutmx"})
     assert "cutmix" in str(caught.value.mend)
-    with pytest.raises(UserError, match="cam has no part 'vit'"):
-        resolve({"name": "cam+vit"})
+    for name in ("cam+vit", "cam+", "recurseed+"):
+        with pytest.raises(UserError, match="has no part"):
+            resolve({"name": name})
+    for other in ("classmix", {"name": "classmix"}, None):
+        with pytest.raises(UserError, match="contradict each other"):
+            resolve({"name": "recurseed+cutmix", "mix": other})
     for wrong, message in (
         ({"foreground": 0.1, "background": 0.2}, "below foreground"),
         ({"seg": 0}, "learns from seg alone"),

@@ -15,9 +15,12 @@ from weakseg import pipeline
 from weakseg.data.images import read_mask, write_mask
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
+from weakseg.export.model import find_model
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe
+from weakseg.report.facts import gather
 from weakseg.runfolder import RunFolder
+from weakseg.stages.seeds import gated
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +368,28 @@ def test_it_trains_one_where_the_recipe_asks_for_it(single_stage):
     )
     names = [name for name, _ in pipeline.stages_of(none, single_stage.collection)]
     assert names == ["check", "train", "seeds", "masks", "evaluate"]
+
+
+def test_a_segmenter_of_an_earlier_recipe_is_not_the_model(single_stage, tmp_path):
+    """A folder whose method was changed: what stands there of the old recipe misleads nobody."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(single_stage.folder, run)
+    shutil.copytree(run / "2-train/model", run / "6-segment/model")
+    shutil.copy(run / "2-train/stage.json", run / "6-segment/stage.json")
+    assert find_model(run) == run / "2-train/model"
+    facts = gather(RunFolder(run), single_stage.collection, single_stage.recipe)
+    assert "segment" not in facts.records
+    assert "segment" not in facts.losses
+
+
+def test_probabilities_are_among_the_tagged_classes():
+    background = np.array([[[0.2, 0.0, 0.5]]])
+    maps = np.array([[[0.2, 0.0, 0.5]], [[0.6, 1.0, 0.0]]])
+    ids, kept = gated(maps, background, np.array([1, 0]))
+    assert ids.tolist() == [0, 1]
+    np.testing.assert_allclose(kept, [[[0.5, 1, 0.5]], [[0.5, 0, 0.5]]])
 
 
 def test_scores_of_a_decoder_bring_their_own_background(single_stage):

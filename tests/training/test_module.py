@@ -14,8 +14,9 @@ from weakseg.data.loading import Augment, MaskBatch, TrainingImages
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.methods import Batch, Maps, Phase, Trainable
+from weakseg.methods.recurseed import RecurSeed
 from weakseg.mixing import build_mix, mixes
-from weakseg.networks.backbone import make_backbone
+from weakseg.networks.backbone import backbone_factory, make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.training.config import TrainConfig
@@ -422,11 +423,52 @@ def test_a_segmenter_trains_on_mixed_images_too(segmenter: Segmenter, mix: str):
     assert terms["mix_seg"].isfinite() and terms["mix_seg"].requires_grad
 
 
-def test_what_a_mix_has_gathered_is_in_the_checkpoint(segmenter: Segmenter):
-    first, second = (Segmenter(segmenter.network, build_mix("cda", 2)).eval() for _ in range(2))
-    masks = torch.zeros(2, 32, 32, dtype=torch.long)
-    masks[:, 8:24, 8:24] = 1
-    first.losses(MaskBatch(torch.randn(2, 3, 32, 32), masks, ["a", "b"]), 0.0)
-    assert first.training_state()
-    second.load_training_state(first.training_state())
-    assert second.training_state().keys() == first.training_state().keys()
+def test_a_training_with_a_teacher_and_a_bank_goes_on_bit_equal(run, tmp_path: Path):
+    """What only ``training_state`` holds decides the steps after the interruption."""
+
+    class Broken(RecurSeed):
+        stop = 99
+
+        def after_step(self, progress: float) -> None:
+            super().after_step(progress)
+            if round(progress * 6) == self.stop:
+                raise RuntimeError("power cut")
+
+    spec = BackboneSpec(name="test_resnet", pretrained=False, options={"zero_init_last": False})
+    config = RecurSeed.Config(
+        start=0, mix_start=0, teacher=0.5, mix={"name": "cda", "least": 0.01, "most": 1},
+        channels=8, dilations=(1, 2, 3), foreground=0.3, background=0.2,
+    )  # fmt: skip
+
+    def make(stop: int) -> Callable[[int], RecurSeed]:
+        def model(_: int) -> RecurSeed:
+            made = Broken(backbone_factory(spec), 2, config)
+            made.stop = stop
+            return made
+
+        return model
+
+    settings = {"steps": 6, "checkpoint_every": 2, "accumulate": 2, "ema": 0.7}
+    whole = run(make(99), folder="whole", **settings)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(make(4), **settings)
+    kept = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["weakseg"]
+    assert kept["model"]["teacher"] and kept["model"]["mix"]
+    assert_equal(weights(run(make(99), **settings).model), weights(whole.model))
+
+
+def test_checkpoints_without_a_state_of_the_model_are_gone_on_with(run, tmp_path: Path):
+    """Those that were written before methods had one."""
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(
+            lambda n: Toy(n, watch=raising(RuntimeError("power cut"), 3)),
+            steps=5,
+            checkpoint_every=2,
+        )
+    path = tmp_path / "run/last.ckpt"
+    kept = torch.load(path, weights_only=True)
+    del kept["weakseg"]["model"]
+    torch.save(kept, path)
+    assert_equal(
+        weights(run(steps=5, checkpoint_every=2).model), weights(run(steps=5, folder="whole").model)
+    )

@@ -17,10 +17,11 @@ from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
 from weakseg.files import atomic_path, write_json
 from weakseg.inference import Normalise, Predictor
-from weakseg.methods import Trainable, build
+from weakseg.methods import Trainable, build, needs_segmenter
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.training.segmenter import Segmenter
 
@@ -130,11 +131,12 @@ def load(folder: str | Path) -> Predictor:
 
 
 def find_model(folder: Path) -> Path:
-    """The model folder itself, or that of a run: the segmenter's, else the classifier's."""
+    """The model folder itself, or that of a run: the segmenter's, else the method's."""
+    stages = ("segment", "train") if _has_segmenter(folder) else ("train",)
     for candidate in (
         folder,
         folder / "model",
-        *(RunFolder(folder).stage_folder(stage) / "model" for stage in ("segment", "train")),
+        *(RunFolder(folder).stage_folder(stage) / "model" for stage in stages),
     ):
         if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
             return candidate
@@ -143,6 +145,18 @@ def find_model(folder: Path) -> Path:
         where=folder,
         mend="give a model folder, such as RUN/2-train/model, or a finished run",
     )
+
+
+def _has_segmenter(folder: Path) -> bool:
+    """False where an earlier recipe left a segmenter that the run's own does not train."""
+    file = RunFolder(folder).recipe_file
+    if not file.is_file():
+        return True
+    try:
+        recipe = load_recipe(file)
+        return needs_segmenter(recipe.method, recipe.segmenter.enabled)
+    except UserError:  # of another version
+        return True
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

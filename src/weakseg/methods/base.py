@@ -168,12 +168,13 @@ class Method(Trainable):
         card: What the method is.
         segments: Its first head is a segmentation network: no other is trained on its masks,
             unless a recipe asks for one.
-        parts: Settings that a part stands for, in ``name: method+part``.
+        parts: Settings that a part stands for, in ``name: method+part``; each is a mapping with
+            a name.
     """
 
     card: ClassVar[Card]
     segments: ClassVar[bool] = False
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    parts: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     heads: tuple[str, ...] = ("cam",)
 
     class Config(Frozen):
@@ -202,15 +203,28 @@ def resolve(section: Mapping[str, Any]) -> tuple[type[Method], Frozen]:
         UserError: Unknown method or part, or every wrong setting of it at once.
     """
     settings = {key: value for key, value in section.items() if key != "name"}
-    name, _, part = section["name"].partition("+")
+    name, plus, part = section["name"].partition("+")
     method = methods[name]
-    if part:
+    if plus:
         if part not in method.parts:
             raise UserError(f"{name} has no part {part!r}", mend=suggest(part, method.parts))
-        settings = {**method.parts[part], **settings}
+        settings |= {k: _merged(section, k, v) for k, v in method.parts[part].items()}
     return method, validate(
         method.Config, settings, where=f"method {section['name']}", prefix="method"
     )
+
+
+def _merged(section: Mapping[str, Any], key: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part of a method's name sets, with more settings of the same thing beside it."""
+    given = section.get(key, {})
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping) or given.get("name", own["name"]) != own["name"]:
+        raise UserError(
+            f"{section['name']} and {key}: {section[key]!r} contradict each other",
+            where=f"method.{key}",
+            mend=f"leave {key} out, or the part out of the name",
+        )
+    return {**own, **given}
 
 
 def needs_segmenter(section: Mapping[str, Any], enabled: bool | None) -> bool:

@@ -15,18 +15,23 @@ probabilities of K + 1 classes, :math:`\ell` the multi-label soft-margin loss, Y
     M &= n(\mathrm{PAMR}(\mathrm{SCG}(n(A), \{F_l\}), I)) \\
     S_x &= \arg\max_k M_{kx} \text{ if } \max_k M_{kx} > \delta_f; \;
            0 \text{ if } \max_k M_{kx} < \delta_b; \; \text{unsure otherwise} \\
-    L &= \ell(\mathrm{GAP}(A), Y) + w_{seg}\, \mathrm{CE}(P, S) + w_{rec}\, |n(A) - M| \\
-    L_{mix} &= w_{seg}\, \mathrm{CE}(P(I^{mix}), S^{mix}) + w_{rec}\, |n(A(I^{mix})) - M^{mix}|
+    L &= \ell(\mathrm{GAP}(A), Y) + w_{seg}\, \mathrm{CE}(P, S) + w_{rec}\, d(n(A), M) \\
+    L_{mix} &= w_{seg}\, \mathrm{CE}(P(I^{mix}), S^{mix}) + w_{rec}\, d(n(A(I^{mix})), M^{mix})
 
-M, S and the mixed targets have no gradient.
+M, S and the mixed targets have no gradient; d is the mean of squared or absolute differences over
+the cells of the maps whose target reaches .5 somewhere: a class that a mix has covered is not asked
+for.
 
 Paper and code. No training code was published: the equations are from the authors' talk, the
-network and the operators' settings from their inference code. *Three choices are ours*, because
-the plain form collapses to background (docs/recurseed.md): M is divided by its maxima after PAMR,
-which lowers them (``renormalise``); the cross-entropy is the mean over certain foreground and the
-mean over certain background, not over all pixels (``balance``); L_rec counts tagged maps alone.
-The decoder is DeepLabV3+'s with separable convolutions; the published one has dense ones. Starts
-are shares of the schedule, in the published proportion of 5 to 15 epochs.
+network and the operators' settings from their inference code. *Our defaults depart from them*
+where the plain form predicts background alone for long or learns slowly (docs/recurseed.md): M is
+divided by its maxima after PAMR, which lowers them (``renormalise``); the cross-entropy is the mean
+over certain foreground and the mean over certain background, not over all pixels (``balance``),
+among the classes of the image, not all (``among``); d is squared (``distance``); SCG looks at the
+two deepest levels. The recipes ``rs_*`` take all classes, absolute differences and all levels,
+as published, and keep the other two. The decoder is
+DeepLabV3+'s with separable convolutions; the published one has dense ones. Starts are shares of the
+schedule, in the published proportion of 5 to 15 epochs.
 """
 
 from __future__ import annotations
@@ -62,7 +67,9 @@ class RecurSeed(Method):
 
     heads: tuple[str, ...] = ("decoder", "cam")
     segments: ClassVar[bool] = True
-    parts: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"mix": name} for name in mixes}
+    parts: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        n: {"mix": {"name": n}} for n in mixes
+    }
     card = Card(
         name="recurseed",
         paper="Jo et al., arXiv 2204.06754, 2022",
@@ -96,7 +103,7 @@ class RecurSeed(Method):
         rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
         scg: bool = Field(True, description="false = the target is not redrawn by SCG")
         levels: PositiveInt | None = Field(
-            3, description="deepest levels that SCG correlates; null = all (code at inference)"
+            2, description="deepest levels that SCG correlates; null = all (code at inference)"
         )
         stride: PositiveInt = Field(
             8, description="pixels in a cell of SCG (code: 8); its cost grows with the fourth power"
@@ -109,7 +116,7 @@ class RecurSeed(Method):
             0.55, gt=0, lt=1, description="least score of certain foreground (code: .55)"
         )
         background: float = Field(
-            0.10, ge=0, lt=1, description="greatest score of certain background (code: .10)"
+            0.10, gt=0, lt=1, description="greatest score of certain background (code: .10)"
         )
         renormalise: bool = Field(
             True, description="divide the target by its maxima again, which PAMR lowers"
@@ -264,7 +271,7 @@ class RecurSeed(Method):
             batch.tags,
             self._labels(target),
             {"rs": target},
-            _resized(logits.detach(), target).softmax(1),
+            self._of_image(_resized(logits.detach(), target), batch.tags > 0).softmax(1),
             pictures,
         )
 
@@ -313,15 +320,20 @@ class RecurSeed(Method):
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
         """Over certain pixels; zero where there are none."""
-        if self.config.among == "tagged":
-            known = F.pad(tags > 0, (1, 0), value=True) | present(labels, self.num_classes)
-            logits = logits.masked_fill(~known[..., None, None], _ABSENT)
+        logits = self._of_image(logits, (tags > 0) | present(labels, self.num_classes)[:, 1:])
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         sets = [labels != IGNORE]
         if self.config.balance:
             sets = [(labels > 0) & (labels != IGNORE), labels == 0]
         means = [(loss * pixels).sum() / pixels.sum().clamp(min=1) for pixels in sets]
         return torch.stack(means).mean()
+
+    def _of_image(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Logits in which only the background and those (B, K) classes have a part."""
+        if self.config.among == "all":
+            return logits
+        known = F.pad(classes, (1, 0), value=True)
+        return logits.masked_fill(~known[..., None, None], _ABSENT)
 
     def _averaged(self) -> AveragedModel:
         """The teacher; at first a copy of the network."""
@@ -330,7 +342,8 @@ class RecurSeed(Method):
                 copy.deepcopy(self), multi_avg_fn=get_ema_multi_avg_fn(self.config.teacher)
             )
             self._teacher.append(teacher.requires_grad_(False).eval())
-        return self._teacher[0]
+        # A resumed one was made before the network went to its device.
+        return self._teacher[0].to(self.head.classifier.weight.device)
 
 
 def _resized(maps: Tensor, like: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ class CutMix(Mix):
         """Each image with a box of another one in it."""
         count, height, width = scene.labels.shape
         onto = partners(count, generator).to(scene.tags.device)
-        kept = ~self._boxes(count, height, width, generator).to(scene.labels.device)
-        share = kept.float().mean((1, 2), dtype=torch.float64)[:, None]
+        kept = ~self._boxes(count, height, width, generator)
+        share = kept.float().mean((1, 2))[:, None].to(scene.tags.device)
+        kept = kept.to(scene.labels.device)
         mine, theirs = scene.tags, scene.tags[onto]
         if self.config.tags == "weighted":
             tags = torch.lerp(theirs, mine, share.to(mine))  # exact where both are the same

@@ -178,7 +178,7 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
     """Reads whatever is there."""
     records = {name: record for name in STAGES if (record := run.record(name)) is not None}
     results = _read_json(run.stage_folder("evaluate") / "results.json")
-    return Facts(
+    facts = Facts(
         run=run,
         collection=collection,
         recipe=recipe,
@@ -196,6 +196,10 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
         },
         date=_date(run),
     )
+    for stage in set(STAGES) - set(facts.expected):  # an earlier recipe may have left them
+        facts.records.pop(stage, None)
+        facts.losses.pop(stage, None)
+    return facts
 
 
 def number(value: Any) -> float | None:

@@ -148,6 +148,7 @@ class _Evaluation:
     ) -> None:
         self.run, self.recipe, self.collection, self.present = run, recipe, collection, present
         self.classes = len(collection.classes)
+        self._segmenter = needs_segmenter(recipe.method, recipe.segmenter.enabled)
         self.rows: list[dict[str, Any]] = []
         self.worst: dict[str, list[tuple[str, float]]] = {}
         self.sweep: dict[str, Any] | None = None
@@ -215,7 +216,9 @@ class _Evaluation:
 
     def _judge(self, stage: str, name: str, samples: list[Sample], folder: Path) -> None:
         judged = judge_masks(samples, folder, self.classes, f"{stage} {name}")
-        self._row(stage, name, judged.images, judged.metrics, *self._rule())
+        own = stage == "segmenter" and not self._segmenter
+        rule = ("map", float("nan")) if own else self._rule()
+        self._row(stage, name, judged.images, judged.metrics, *rule)
         self.worst.setdefault(stage, judged.worst)
 
     def _rule(self) -> tuple[str, float]:
@@ -262,8 +265,7 @@ class _Evaluation:
         made_by = self.recipe.predict if segmenter else self.recipe.seeds
         seeds = self.run.record("seeds")
         method = resolve(self.recipe.method)[0]
-        own = not needs_segmenter(self.recipe.method, self.recipe.segmenter.enabled)
-        head: str | None = method.heads[0] if own else "segmenter"
+        head: str | None = "segmenter" if self._segmenter else method.heads[0]
         if not segmenter and seeds is not None:
             head = seeds.results.get("head")
         self.rows.append(
@@ -275,7 +277,7 @@ class _Evaluation:
                 "scales": list(made_by.scales),
                 "flip": made_by.flip,
                 "crf": self._crf(stage),
-                "tags": ("predicted" if own else "none") if segmenter else "given",
+                "tags": "given" if not segmenter else "none" if self._segmenter else "predicted",
                 "rule": rule,
                 "threshold": threshold,
                 "miou": found.miou,

@@ -42,6 +42,7 @@ from weakseg.stages.affinity import AffinityConfig, network_folder, network_stag
 from weakseg.stages.batches import ahead, pick_device
 from weakseg.stages.masks import choose_rule
 from weakseg.stages.seeds import scores_path
+from weakseg.stages.train import PACE
 from weakseg.training.affinity import AffinityLearner
 
 __all__ = ["Given", "Step", "refine", "resolve_steps", "steps"]
@@ -233,7 +234,7 @@ class CRFStep(Step):
             limit = torch.from_numpy(background)[None, None].to(maps.device)
         both = torch.cat([limit, maps], 1)
         if c.unary == "soft":
-            both = both / both.sum(1, keepdim=True)
+            both = both / both.sum(1, keepdim=True).clamp(min=1e-8)
             refined = dense_crf(given.image, both, c.iterations, preset=c.preset)
         else:
             refined = dense_crf_from_labels(
@@ -276,7 +277,7 @@ def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     inputs = {
         "seeds": before,
         "steps": [
-            {"name": section["name"]} | step.config.model_dump(mode="json")
+            {"name": section["name"]} | step.config.model_dump(mode="json", exclude={"train": PACE})
             for section, step in zip(recipe.refine, chain, strict=True)
         ],
         "masks": recipe.masks.model_dump(mode="json") if _needs("threshold", chain) else None,

@@ -20,6 +20,8 @@ from weakseg.registry import suggest
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 
+_LEAST = 1e-6
+
 __all__ = ["classification_f1", "gated", "make_seeds", "scores_path", "seeds"]
 
 
@@ -98,11 +100,17 @@ def scores_path(folder: Path, sample_id: str) -> Path:
 def gated(
     maps: np.ndarray, background: np.ndarray | None, tags: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) ids and (n, h, w) maps of the tagged classes, after the background where there is one."""
+    """(n,) ids and (n, h, w) maps of the tagged classes, after the background where there is one.
+
+    Maps with a background are probabilities among the tagged classes: they sum to 1.
+    """
     present = np.flatnonzero(tags)
     ids, kept = present + 1, maps[present]
     if background is not None:
         ids, kept = np.concatenate([[0], ids]), np.concatenate([background, kept])
+        # What absent classes had of a pixel is shared out; where they had all, it is background.
+        kept[0] += kept.sum(0) < _LEAST
+        kept = kept / kept.sum(0)
     return ids.astype(np.int16), kept.clip(0, 1)
 
 

@@ -40,7 +40,7 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             "seed": recipe.seed,
             "masks": masks_inputs(run),
             "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
-            "segmenter": recipe.segmenter.model_dump(mode="json", exclude={"train", "backbone"}),
+            "segmenter": _settings(recipe),
             "train": without_pace(recipe.segmenter.train),
             "init_from": origin(recipe.segmenter.train),
         },
@@ -52,6 +52,13 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     with stage.working():
         run_training(run, stage, recipe, __name__, lambda: _fit(run, recipe, images))
     return stage
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result, less what has entries of its own or no effect."""
+    none = {"train", "backbone", "enabled"}
+    none |= {"mix", "mix_start"} if recipe.segmenter.mix is None else set()
+    return recipe.segmenter.model_dump(mode="json", exclude=none)
 
 
 def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
 
 __all__ = [
+    "PACE",
     "augment_for",
     "inputs",
     "origin",
@@ -44,6 +45,10 @@ __all__ = [
     "train",
     "without_pace",
 ]
+
+
+PACE = {"checkpoint_every", "snapshot_every"}
+"""Settings of a training that do not change its result."""
 
 
 def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -77,9 +82,7 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
 
 def without_pace(config: TrainConfig) -> dict[str, Any]:
     """Settings of a training, less those that do not change its result."""
-    return config.model_dump(
-        mode="json", exclude={"checkpoint_every", "snapshot_every", "init_from"}
-    )
+    return config.model_dump(mode="json", exclude={*PACE, "init_from"})
 
 
 def origin(config: TrainConfig) -> str | None:

@@ -130,7 +130,8 @@ class TrainingModule(L.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
         self.steps_done = checkpoint["weakseg"]["steps_done"]
         self.active_steps = dict(checkpoint["weakseg"]["active_steps"])
-        self.model.load_training_state(checkpoint["weakseg"]["model"])
+        if checkpoint["weakseg"].get("model"):  # older ones have none
+            self.model.load_training_state(checkpoint["weakseg"]["model"])
         self._resumed = checkpoint
 
     def trained(self) -> Trainable:
