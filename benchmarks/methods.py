@@ -108,7 +108,8 @@ def main() -> None:
             name = variant + (f" ({args.name})" if args.name else "")
             folder = folder_of(args.out, name, seed)
             recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets)
-            run = RunFolder(run_recipe(recipe, folder, until="seeds").folder)
+            last = "seeds" if "train" in args.on else "train"
+            run = RunFolder(run_recipe(recipe, folder, until=last).folder)
             command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
             command += "".join(f" --set {s}" for s in args.sets)
             for images in args.on:

@@ -81,7 +81,7 @@ def main() -> None:
         for variant in args.variants:
             recipe = recipe_of(seed, VARIANTS[variant], args.out / f"warmup-{seed}")
             folder = folder_of(args.out, variant, seed)
-            run_recipe(recipe, folder, until="seeds")
+            run_recipe(recipe, folder, until="train")
             images = collect(recipe.data).split("train")
             images = images.only([s.id for s in images][:COUNT])
             command = f"--variants '{variant}' --seeds {seed}"

@@ -34,7 +34,10 @@ def main() -> None:
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     _fill(PAGE.with_name("refinement.md"), "refinement", [*_refinement(), "", *_refined_shapes()])
     _fill(PAGE.with_name("methods.md"), "methods", _methods())
-    _fill(PAGE.with_name("recurseed.md"), "recurseed", [*_recurseed(), "", *_recurseed_voc()])
+    page = PAGE.with_name("recurseed.md")
+    _fill(page, "recurseed", _recurseed())
+    _fill(page, "recurseed-voc", _recurseed_voc())
+    _fill(page, "recurseed-trials", _recurseed_trials())
 
 
 def _fill(page: Path, name: str, lines: list[str]) -> None:
@@ -186,6 +189,22 @@ def _recurseed_voc() -> list[str]:
         what = "masks" if stage == "mask" else "predictions"
         cells = [_spread([r[key] for r in rows]) for key in ("miou", "fp", "fn")]
         lines.append("| " + " | ".join([name, steps, of, what, *cells, str(len(rows))]) + " |")
+    return lines
+
+
+def _recurseed_trials() -> list[str]:
+    """Short trainings with other settings, on images on which defaults may be chosen."""
+    lines = [
+        "| settings | steps | decoder: mIoU | FP | FN | CAM: mIoU, oracle | F1 |",
+        "|" + "---|" * 7,
+    ]
+    rows = _read("recurseed-trials.csv")
+    cams = {row["settings"]: row for row in rows if row["head"] == "cam"}
+    for row in rows:
+        if row["head"] == "decoder":
+            cells = [_spread([row[key]]) for key in ("miou", "fp", "fn")]
+            cells += [_spread([cams[row["settings"]][key]]) for key in ("oracle_miou", "f1")]
+            lines.append("| " + " | ".join([row["settings"], row["steps"], *cells]) + " |")
     return lines
 
 

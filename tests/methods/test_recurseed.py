@@ -117,7 +117,7 @@ def test_more_tagged_classes_in_one_image_than_in_another():
 
 def test_labels_are_certain_foreground_certain_background_or_unsure():
     target = torch.zeros(1, K, 1, 5)
-    target[0, 0, 0] = torch.tensor([0.56, 0.54, 0.3, 0.11, 0.09])
+    target[0, 0, 0] = torch.tensor([0.56, 0.54, 0.3, 0.21, 0.19])
     target[0, 2, 0] = torch.tensor([0.7, 0.2, 0.56, 0.0, 0.0])
     assert recurseed()._labels(target).tolist() == [[[3, IGNORE, 3, IGNORE, 0]]]
     assert recurseed()._labels(torch.zeros(1, K, 2, 2)).eq(0).all()

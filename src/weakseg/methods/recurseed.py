@@ -27,9 +27,9 @@ network and the operators' settings from their inference code. *Our defaults dep
 where the plain form predicts background alone for long or learns slowly (docs/recurseed.md): M is
 divided by its maxima after PAMR, which lowers them (``renormalise``); the cross-entropy is the mean
 over certain foreground and the mean over certain background, not over all pixels (``balance``),
-among the classes of the image, not all (``among``); d is squared (``distance``); SCG looks at the
-two deepest levels. The recipes ``rs_*`` take all classes, absolute differences and all levels,
-as published, and keep the other two. The decoder is
+among the classes of the image, not all (``among``); d is squared (``distance``); certain background
+reaches to .2 (``background``), where the refined map is best cut. The recipes ``rs_*`` take all
+classes, absolute differences and .1, as published, and keep the other two. The decoder is
 DeepLabV3+'s with separable convolutions; the published one has dense ones. Starts are shares of the
 schedule, in the published proportion of 5 to 15 epochs.
 """
@@ -103,7 +103,7 @@ class RecurSeed(Method):
         rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
         scg: bool = Field(True, description="false = the target is not redrawn by SCG")
         levels: PositiveInt | None = Field(
-            2, description="deepest levels that SCG correlates; null = all (code at inference)"
+            None, description="deepest levels that SCG correlates; null = all (code at inference)"
         )
         stride: PositiveInt = Field(
             8, description="pixels in a cell of SCG (code: 8); its cost grows with the fourth power"
@@ -116,7 +116,7 @@ class RecurSeed(Method):
             0.55, gt=0, lt=1, description="least score of certain foreground (code: .55)"
         )
         background: float = Field(
-            0.10, gt=0, lt=1, description="greatest score of certain background (code: .10)"
+            0.20, gt=0, lt=1, description="greatest score of certain background (code: .10)"
         )
         renormalise: bool = Field(
             True, description="divide the target by its maxima again, which PAMR lowers"
