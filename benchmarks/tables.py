@@ -195,16 +195,18 @@ def _recurseed_voc() -> list[str]:
 def _recurseed_trials() -> list[str]:
     """Short trainings with other settings, on images on which defaults may be chosen."""
     lines = [
-        "| settings | steps | decoder: mIoU | FP | FN | CAM: mIoU, oracle | F1 |",
-        "|" + "---|" * 7,
+        "| images | settings | steps | decoder: mIoU | FP | FN | CAM: mIoU, oracle | F1 |",
+        "|" + "---|" * 8,
     ]
     rows = _read("recurseed-trials.csv")
-    cams = {row["settings"]: row for row in rows if row["head"] == "cam"}
+    cams = {(row["data"], row["settings"]): row for row in rows if row["head"] == "cam"}
     for row in rows:
         if row["head"] == "decoder":
             cells = [_spread([row[key]]) for key in ("miou", "fp", "fn")]
-            cells += [_spread([cams[row["settings"]][key]]) for key in ("oracle_miou", "f1")]
-            lines.append("| " + " | ".join([row["settings"], row["steps"], *cells]) + " |")
+            cam = cams[row["data"], row["settings"]]
+            cells += [_spread([cam[key]]) for key in ("oracle_miou", "f1")]
+            start = [row["data"], row["settings"], row["steps"]]
+            lines.append("| " + " | ".join([*start, *cells]) + " |")
     return lines
 
 

@@ -289,10 +289,11 @@ def report(folder: Path, /) -> None:
 
 @app.command(name="methods")
 def list_methods() -> None:
-    """List the methods, the steps of refinement, and the shipped recipes."""
+    """List the methods, the mixes, the steps of refinement, and the shipped recipes."""
     from rich.table import Table
 
     from weakseg.methods import methods
+    from weakseg.mixing import mixes
     from weakseg.stages.refine import steps
 
     table = Table("method", "paper", "idea", box=None)
@@ -300,6 +301,13 @@ def list_methods() -> None:
         card = methods[name].card
         table.add_row(name, card.paper, card.idea)
     console.print(table)
+    table = Table("mix", "paper", "idea", box=None)
+    for name in mixes:
+        table.add_row(name, mixes[name].paper, mixes[name].idea)
+    console.print("")
+    console.print(table)
+    with_parts = ", ".join(f"{n}+<mix>" for n in methods if set(mixes) & set(methods[n].parts))
+    console.print(f"use a mix as {with_parts} or in segmenter.mix", style="dim", highlight=False)
     table = Table("step of refine", "idea", box=None)
     for name in steps:
         table.add_row(name, steps[name].idea)

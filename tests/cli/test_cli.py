@@ -281,3 +281,4 @@ def test_methods_lists_cards_and_recipes(capsys):
     assert "cam" in printed
     assert "demo" in printed
     assert "pamr" in printed and "crf" in printed
+    assert "edgepredictmix" in printed and "recurseed+<mix>" in printed
