@@ -40,10 +40,10 @@ RESULTS = Path(__file__).parent / "results" / "methods.csv"
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
 SHOWN = 7
 HELD_OUT = 1  # seed of the generator; the demo trains on 0
-COLUMNS = {  # of the picture: variant, and folder of the scores in its run
+COLUMNS = {  # of the picture: variant, and pattern of the scores' folder in its run
     "CAM": ("cam", "3-seeds/scores"),
     "Puzzle-CAM": ("puzzle", "3-seeds/scores"),
-    "SEAM, plain map": ("seam", "seeds-cam"),
+    "SEAM, plain map": ("seam", "train-cam-*"),
     "SEAM, PCM": ("seam", "3-seeds/scores"),
 }
 
@@ -142,7 +142,8 @@ def _picture(out: Path, seed: int) -> None:
     samples = choose(images, images.classes, SHOWN)
     columns = {"image": [image_cell(s) for s in samples]}
     for name, (variant, seeds) in COLUMNS.items():
-        columns[name] = scores_cells(folder_of(out, variant, seed) / seeds, images, samples)
+        (scores,) = folder_of(out, variant, seed).glob(seeds)
+        columns[name] = scores_cells(scores, images, samples)
     columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
     draw(columns, PICTURE)
 
@@ -157,7 +158,8 @@ def _measure(run: RunFolder, recipe: Recipe, name: str, on: str, command: str) -
     for head in predictor.model.heads:
         scores = run.stage_folder("seeds") / "scores"
         if on != "train" or head != predictor.model.heads[0]:
-            scores = run.path / (f"seeds-{head}" if on == "train" else f"{on}-{head}")
+            # Of this very network: a run that was trained again must not meet its old seeds.
+            scores = run.path / f"{on}-{head}-{trained.fingerprint[:8]}"
             make_seeds(predictor, images, recipe.seeds.model_copy(update={"head": head}), scores)
         row = {
             "data": VERSION,
