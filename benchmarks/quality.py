@@ -172,7 +172,7 @@ def _recipe(
         "train": train,
         "seeds": budget["seeds"],
         "refine": [{step: budget["steps"].get(step)} for step in steps],
-        "segmenter": budget["segmenter"] | {"enabled": not args.refine},
+        "segmenter": budget["segmenter"] | {"enabled": False if args.refine else None},
         "predict": budget["predict"],
         "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in _lists(args)}},
     }

@@ -5,7 +5,7 @@
     uv run python benchmarks/recurseed.py --picture
 
 Trainings of benchmarks/methods.py, or a run of benchmarks/quality.py whose ``train.snapshot_every``
-was set: both heads are judged at each snapshot, on 250 of the training images of shapes-v1, or on
+was set: both heads are judged at each snapshot, on 125 of the training images of shapes-v1, or on
 the ``tune_320`` list of the VOC subset. Tags given, one scale and flip, no CRF; the decoder's masks
 are its most probable classes, the CAM's are those of the best threshold (oracle) and the label-free
 one. --picture draws docs/images/recurseed-*.svg and the strip of maps from rows and runs.
@@ -43,7 +43,7 @@ from weakseg.stages.seeds import make_seeds
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recurseed.csv"
 IMAGES = HERE.parent / "docs" / "images"
-COUNT = 250
+COUNT = 125
 SHOWN = 6
 STRIP = (62, 124, 310)
 _STYLE = (
