@@ -51,9 +51,10 @@ def two() -> Scene:
     return scene(torch.stack([first, second]), torch.tensor([[0.0, 1, 0], [1, 0, 0]]))
 
 
-def test_unsure_pixels_are_filled_up_to_the_edge_and_exactly_the_object_is_pasted():
+@pytest.mark.parametrize("below", ["given", "predicted"])
+def test_unsure_pixels_are_filled_up_to_the_edge_and_exactly_the_object_is_pasted(below: str):
     of = two()
-    found = mix(iterations=0)(of)
+    found = mix(iterations=0, below=below)(of)
     labels = mix(iterations=0)._labels(of)
     assert (labels[0, :, :13] == 0).all()
     assert (labels[0, :, 19:] == 2).all(), "the unsure strip takes its superpixel's class"
@@ -63,15 +64,18 @@ def test_unsure_pixels_are_filled_up_to_the_edge_and_exactly_the_object_is_paste
     cut = labels[0] == 2
     assert torch.equal(found.images[0] == 0, cut.expand(3, -1, -1))
     assert torch.equal(found.maps["rs"][0] == 0, cut.expand(K, -1, -1))
-    assert torch.equal(found.labels[0], labels[0].where(cut, labels[1]))
+    theirs = labels[1] if below == "predicted" else of.labels[1]
+    assert torch.equal(found.labels[0], labels[0].where(cut, theirs))
     assert found.tags[0].tolist() == [1, 1, 0]
 
 
-def test_an_image_without_confident_foreground_comes_back_as_its_partner():
+@pytest.mark.parametrize("below", ["given", "predicted"])
+def test_an_image_without_confident_foreground_comes_back_as_its_partner(below: str):
     of = two()
-    found = mix(iterations=0)(of)
+    found = mix(iterations=0, below=below)(of)
     assert (found.images[1] == 0).all()
-    assert torch.equal(found.labels[1], mix(iterations=0)._labels(of)[0])
+    theirs = mix(iterations=0)._labels(of)[0] if below == "predicted" else of.labels[0]
+    assert torch.equal(found.labels[1], theirs)
     assert torch.equal(found.tags[1], of.tags[0])
 
 
