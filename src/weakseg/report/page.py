@@ -54,7 +54,7 @@ _SECTIONS = {
 }
 """Those whose name is in the context appear only where that is not empty."""
 
-_STAGE_NAMES = {"seed": "Score maps", "mask": "Masks", "segmenter": "Segmenter"}
+_STAGE_NAMES = {"seed": "Score maps", "mask": "Masks", "segmenter": "Predictions"}
 
 
 def write_report(run: RunFolder, collection: Collection, recipe: Recipe) -> Path:
@@ -259,7 +259,7 @@ _COLUMNS = {
     "refined": "refined scores",
     "mask": "mask",
     "overlay": "overlay",
-    "prediction": "segmenter",
+    "prediction": "prediction",
     "truth": "ground truth",
 }
 
@@ -327,7 +327,7 @@ def _picture_row(
 
 def _worst_lists(facts: Facts) -> Iterator[tuple[str, PictureGrid]]:
     samples = {s.id: s for s in facts.collection if s.mask is not None}
-    shown = {"mask": ("Masks", "mask"), "segmenter": ("Segmenter", "prediction")}
+    shown = {"mask": ("Masks", "mask"), "segmenter": ("Predictions", "prediction")}
     for stage, (title, column) in shown.items():
         rows = [
             _picture_row(facts, samples[key], ("image", column, "truth"), words.percent(iou))

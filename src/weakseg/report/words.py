@@ -20,7 +20,7 @@ FEW = 20
 Level = Literal["bad", "warn", "info", "good"]
 _ORDER: dict[Level, int] = {"bad": 0, "warn": 1, "info": 2, "good": 3}
 
-_NAMES = {"seed": "score maps", "mask": "masks", "segmenter": "segmenter"}
+_NAMES = {"seed": "score maps", "mask": "masks", "segmenter": "predictions"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _what_came_out(facts: Facts) -> Iterator[str]:
     mask = facts.best_row("mask", facts.recipe.data.train)
     segmenter = facts.best_row("segmenter", facts.recipe.data.val)
     parts = [
-        f"the {_NAMES[row.stage]} {'reaches' if row.stage == 'segmenter' else 'reach'} "
+        f"the {_NAMES[row.stage]} reach "
         f"{percent(row.miou)} mIoU ({row.split}, {row.images:,} images)"
         for row in (mask, segmenter)
         if row is not None
