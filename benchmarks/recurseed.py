@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--run", type=Path, help="a run on the VOC subset, instead of shapes-v1")
     parser.add_argument("--list", type=Path, help="ids to judge --run on; default tune_320")
+    parser.add_argument("--every", type=int, default=1, help="judge every n-th of the list")
     parser.add_argument("--picture", action="store_true", help="draw, and measure nothing")
     args = parser.parse_args()
     if args.picture:
@@ -74,8 +75,9 @@ def main() -> None:
         path = (
             args.list or Path(str(recipe.data.masks)).parent / "ImageSets/Segmentation/tune_320.txt"
         )
-        images = images.only(read_list(path))
-        _judge(args.run, recipe, images, args.run.name, "VOC subset", f"--run {args.run}")
+        images = images.only(read_list(path)[:: args.every])
+        command = f"--run {args.run} --every {args.every}"
+        _judge(args.run, recipe, images, recipe.method["name"], "VOC subset", command)
         return
     for seed in args.seeds:
         for variant in args.variants:

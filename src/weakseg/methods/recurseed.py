@@ -53,10 +53,10 @@ from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.decoder import DeepLabDecoder, enlarged
 from weakseg.networks.heads import CAMHead
 from weakseg.ops import gate, normalise_max, pamr, self_correlation
+from weakseg.ops.confusion import IGNORE
 
 __all__ = ["RecurSeed"]
 
-IGNORE = 255
 _ABSENT = -1e4  # logit of a class that has no part in a softmax
 _VISIBLE = 0.5  # least score that a class must reach in a mixed image for its map to be asked for
 

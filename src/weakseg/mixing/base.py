@@ -16,10 +16,10 @@ from torch import Tensor
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
+from weakseg.ops.confusion import IGNORE
 from weakseg.registry import Registry
 
 __all__ = [
-    "UNSURE",
     "Mix",
     "Scene",
     "beta_draws",
@@ -31,9 +31,6 @@ __all__ = [
     "present",
     "unmixed",
 ]
-
-UNSURE = 255
-"""The label of pixels that teach nothing."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def beta_draws(count: int, beta: float, generator: torch.Generator | None = None
 
 def present(labels: Tensor, num_classes: int) -> Tensor:
     """(B, K + 1) bool of (B, h, w) labels: the background and the classes that have a pixel."""
-    found = labels.new_zeros((len(labels), UNSURE + 1), dtype=torch.bool)
+    found = labels.new_zeros((len(labels), IGNORE + 1), dtype=torch.bool)
     return found.scatter_(1, labels.flatten(1), True)[:, : num_classes + 1]
 
 

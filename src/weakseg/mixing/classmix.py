@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weakseg.config import Frozen
-from weakseg.mixing.base import UNSURE, Mix, Scene, mixes, paste, present
+from weakseg.mixing.base import Mix, Scene, mixes, paste, present
+from weakseg.ops.confusion import IGNORE
 
 __all__ = ["ClassMix"]
 
@@ -52,9 +53,9 @@ class ClassMix(Mix):
         prediction = self._prediction(scene)
         chosen = self._half(present(prediction, self.num_classes), generator)
         # A column for each label, so that unsure pixels find one too.
-        table = F.pad(chosen, (0, UNSURE + 1 - chosen.shape[1]))
+        table = F.pad(chosen, (0, IGNORE + 1 - chosen.shape[1]))
         cut = table.gather(1, prediction.flatten(1)).view_as(prediction)
-        pasted = chosen | present(scene.labels.where(cut, UNSURE), self.num_classes)
+        pasted = chosen | present(scene.labels.where(cut, IGNORE), self.num_classes)
         tags = torch.maximum(scene.tags * pasted[:, 1:], scene.tags[onto])
         return paste(scene, cut, onto, tags)
 

@@ -41,8 +41,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from weakseg.config import Frozen
-from weakseg.mixing.base import UNSURE, Mix, Scene, mixes, partners, paste, present, unmixed
+from weakseg.mixing.base import Mix, Scene, mixes, partners, paste, present, unmixed
 from weakseg.ops import majority_vote, pamr, superpixels
+from weakseg.ops.confusion import IGNORE
 
 __all__ = ["EdgePredictMix"]
 
@@ -97,7 +98,7 @@ class EdgePredictMix(Mix):
         if len(labels) < 2:
             return unmixed(scene)
         onto = partners(len(labels), generator).to(scene.tags.device)
-        cut = (labels != 0) & (labels != UNSURE)
+        cut = (labels != 0) & (labels != IGNORE)
         pasted = present(labels, self.num_classes)[:, 1:]
         tags = torch.maximum(scene.tags * pasted, scene.tags[onto])
         mixed = paste(replace(scene, labels=labels), cut, onto, tags)
@@ -120,13 +121,13 @@ class EdgePredictMix(Mix):
             best, channel = maps[:, 1:].max(1)
             channel = torch.where(best < config.background, 0, channel + 1)
             unsure = (best <= config.foreground) & (best >= config.background)
-            voted = majority_vote(channel.masked_fill(unsure, UNSURE), regions)
+            voted = majority_vote(channel.masked_fill(unsure, IGNORE), regions)
         else:
             voted = majority_vote(maps.argmax(1), regions, overwrite=True)
-            own = maps.gather(1, voted.where(voted != UNSURE, 0)[:, None])[:, 0]
-            voted = voted.masked_fill(own <= config.foreground, UNSURE)
+            own = maps.gather(1, voted.where(voted != IGNORE, 0)[:, None])[:, 0]
+            voted = voted.masked_fill(own <= config.foreground, IGNORE)
         # From channels back to class ids; unsure pixels look up a column of their own.
-        table = F.pad(ids, (0, UNSURE + 1 - ids.shape[1]), value=UNSURE)
+        table = F.pad(ids, (0, IGNORE + 1 - ids.shape[1]), value=IGNORE)
         return table.gather(1, voted.flatten(1)).view_as(voted)
 
 
