@@ -77,6 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recurseed: without rec": RECURSEED | {"rec": 0},
     "recurseed: plain form": RECURSEED
     | {"renormalise": False, "balance": False, "among": "all", "distance": "l1"},
+    "recurseed+edgepredictmix: predicted below": RECURSEED
+    | {"name": "recurseed+edgepredictmix", "mix": {"below": "predicted"}},
     **{f"recurseed+{mix}": RECURSEED | {"name": f"recurseed+{mix}"} for mix in mixes},
 }
 

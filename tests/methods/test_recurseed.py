@@ -9,7 +9,7 @@ from weakseg.data.shapes import CLASSES, draw
 from weakseg.errors import UserError
 from weakseg.methods import Batch, build, needs_segmenter, resolve
 from weakseg.methods.recurseed import RecurSeed
-from weakseg.mixing import Scene, mixes, present
+from weakseg.mixing import Scene, mixes, present, settle_mix
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import gate, normalise_max
@@ -301,12 +301,21 @@ def test_a_resumed_teacher_follows_the_network_to_its_device():
 def test_a_part_of_the_name_is_the_mix(mix: str):
     method, config = resolve({"name": f"recurseed+{mix}", "rec": 0.5})
     assert method is RecurSeed
-    assert config.mix == {"name": mix} and config.rec == 0.5  # type: ignore[attr-defined]
+    assert config.mix["name"] == mix and config.rec == 0.5  # type: ignore[attr-defined]
 
 
 def test_a_part_can_be_tuned():
     _, config = resolve({"name": "recurseed+cda", "mix": {"capacity": 3}})
-    assert config.mix == {"name": "cda", "capacity": 3}  # type: ignore[attr-defined]
+    assert config.mix["name"] == "cda" and config.mix["capacity"] == 3  # type: ignore[attr-defined]
+
+
+def test_every_setting_of_the_mix_is_kept():
+    """Else another default of the mix would pass for the training that is already there."""
+    _, config = resolve({"name": "recurseed+edgepredictmix"})
+    assert config.mix == settle_mix("edgepredictmix")  # type: ignore[attr-defined]
+    assert {"name", "below", "order", "foreground"} <= set(config.mix)  # type: ignore[attr-defined]
+    again = resolve({"name": "recurseed+edgepredictmix", **config.model_dump(mode="json")})[1]
+    assert again == config
 
 
 def test_unknown_parts_and_contradictions_are_refused():

@@ -42,13 +42,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weakseg.config import Frozen
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
-from weakseg.mixing import Scene, build_mix, mixes, present
+from weakseg.mixing import Scene, build_mix, mixes, present, settle_mix
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.decoder import DeepLabDecoder, enlarged
 from weakseg.networks.heads import CAMHead
@@ -163,12 +163,11 @@ class RecurSeed(Method):
             0.0, ge=0, description="weight of classification on mixed images (first version: 1)"
         )
 
-        @model_validator(mode="before")
+        @field_validator("mix", mode="before")
         @classmethod
-        def _name_alone(cls, values: Any) -> Any:
-            if isinstance(values, dict) and isinstance(values.get("mix"), str):
-                return {**values, "mix": {"name": values["mix"]}}
-            return values
+        def _whole_mix(cls, value: Any) -> Any:
+            """Its settings are checked with ours, and kept whole in model folders."""
+            return settle_mix(value) if isinstance(value, str | Mapping) else value
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
@@ -176,10 +175,8 @@ class RecurSeed(Method):
                 raise ValueError("background must be below foreground")
             if not self.seg:
                 raise ValueError("the decoder learns from seg alone: give it a weight")
-            if self.mix is not None:
-                build_mix(self.mix, 1)  # its settings are checked with ours
-                if not (self.mix_seg or self.mix_rec or self.mix_cls):
-                    raise ValueError("a mix needs mix_seg, mix_rec or mix_cls")
+            if self.mix is not None and not (self.mix_seg or self.mix_rec or self.mix_cls):
+                raise ValueError("a mix needs mix_seg, mix_rec or mix_cls")
             return self
 
     config: Config

@@ -29,6 +29,7 @@ __all__ = [
     "partners",
     "paste",
     "present",
+    "settle_mix",
     "unmixed",
 ]
 
@@ -108,13 +109,28 @@ def build_mix(section: Mapping[str, Any] | str, num_classes: int) -> Mix:
     Raises:
         UserError: No or an unknown name, or every wrong setting of the mix at once.
     """
+    mix, config = _resolve(section)
+    return mix(config, num_classes)
+
+
+def settle_mix(section: Mapping[str, Any] | str) -> dict[str, Any]:
+    """The name and every setting of a mix, so that another default later changes no trained model.
+
+    Raises:
+        UserError: As ``build_mix``.
+    """
+    _, config = _resolve(section)
+    name = section if isinstance(section, str) else section["name"]
+    return {"name": name, **config.model_dump(mode="json")}
+
+
+def _resolve(section: Mapping[str, Any] | str) -> tuple[type[Mix], Frozen]:
     section = {"name": section} if isinstance(section, str) else section
     if "name" not in section:
         raise UserError("a mix needs a name", where="mix", mend=f"add name: {' | '.join(mixes)}")
     mix = mixes[section["name"]]
     settings = {key: value for key, value in section.items() if key != "name"}
-    config = validate(mix.Config, settings, where=f"mix {section['name']}", prefix="mix")
-    return mix(config, num_classes)
+    return mix, validate(mix.Config, settings, where=f"mix {section['name']}", prefix="mix")
 
 
 def partners(count: int, generator: torch.Generator | None = None) -> Tensor:

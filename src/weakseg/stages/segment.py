@@ -8,7 +8,7 @@ from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.export.model import initialise
 from weakseg.methods import Trainable
-from weakseg.mixing import build_mix
+from weakseg.mixing import build_mix, settle_mix
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.recipe import Recipe
@@ -57,8 +57,10 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """What decides the result, less what has entries of its own or no effect."""
     none = {"train", "backbone", "enabled"}
-    none |= {"mix", "mix_start"} if recipe.segmenter.mix is None else set()
-    return recipe.segmenter.model_dump(mode="json", exclude=none)
+    mix = recipe.segmenter.mix
+    if mix is None:
+        return recipe.segmenter.model_dump(mode="json", exclude={*none, "mix", "mix_start"})
+    return recipe.segmenter.model_dump(mode="json", exclude=none) | {"mix": settle_mix(mix)}
 
 
 def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
