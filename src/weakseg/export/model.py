@@ -186,7 +186,7 @@ def initialise(model: Trainable, folder: Path) -> list[str]:
     Raises:
         UserError: Nothing matches: another backbone, most likely.
     """
-    given = read_weights(find_model(folder))
+    given = model.adopted(read_weights(find_model(folder)))
     own = model.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not any(tensor.ndim for tensor in fitting.values()):  # counters fit every network

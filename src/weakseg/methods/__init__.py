@@ -3,6 +3,7 @@
 from weakseg.methods.base import (
     Batch,
     Card,
+    Classifier,
     Maps,
     Method,
     Phase,
@@ -16,6 +17,7 @@ from weakseg.methods.base import (
 __all__ = [
     "Batch",
     "Card",
+    "Classifier",
     "Maps",
     "Method",
     "Phase",

@@ -21,6 +21,7 @@ from weakseg.registry import Registry, suggest
 __all__ = [
     "Batch",
     "Card",
+    "Classifier",
     "Maps",
     "Method",
     "Phase",
@@ -151,6 +152,10 @@ class Trainable(nn.Module):
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from what ``training_state`` returned."""
 
+    def adopted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of another model under their names in this one, for ``init_from``."""
+        return weights
+
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps of normalised images (B, 3, H, W); no tags, thresholds or scales here."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
@@ -188,6 +193,18 @@ class Method(Trainable):
     def features(self, images: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) of each level, finest first, for refiners that need them."""
         return self.backbone(images)
+
+
+class Classifier(Method):
+    """A method that learns from tags and the images as they are; others may build on its maps."""
+
+    def classify(self, batch: Batch) -> tuple[Maps, dict[str, Tensor]]:
+        """Maps of the images with gradients, and the named loss terms that teach them."""
+        raise NotImplementedError(f"{type(self).__name__} must define classify()")
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The classifier's own terms."""
+        return self.classify(batch)[1]
 
 
 methods: Registry[type[Method]] = Registry("method", "weakseg.methods")

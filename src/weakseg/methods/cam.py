@@ -21,10 +21,11 @@ by each map's maximum. We follow those codes.
 from __future__ import annotations
 
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from weakseg.config import Frozen
-from weakseg.methods.base import Batch, Card, Maps, Method, methods
+from weakseg.methods.base import Batch, Card, Classifier, Maps, methods
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.heads import CAMHead
 
@@ -32,7 +33,7 @@ __all__ = ["CAM"]
 
 
 @methods.register("cam")
-class CAM(Method):
+class CAM(Classifier):
     """A multi-label classifier whose last maps are the class activation maps."""
 
     card = Card(
@@ -47,17 +48,25 @@ class CAM(Method):
     terms = ("cls",)
 
     class Config(Frozen):
-        """CAM has no settings of its own."""
+        """The head."""
+
+        hidden: PositiveInt | None = Field(
+            None, description="channels of a layer before the maps; null = none (ACR's code: 256)"
+        )
+
+    config: Config
 
     def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
         super().__init__(make_backbone, num_classes, config)
         self.backbone = make_backbone()
-        self.head = CAMHead(self.backbone.levels[-1].channels, num_classes)
+        self.head = CAMHead(
+            self.backbone.levels[-1].channels, num_classes, self.config.hidden
+        )
 
-    def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The classification loss."""
-        logits = self(batch.images).logits
-        return {"cls": F.multilabel_soft_margin_loss(logits.float(), batch.tags)}
+    def classify(self, batch: Batch) -> tuple[Maps, dict[str, Tensor]]:
+        """Maps and the classification loss."""
+        maps = self(batch.images)
+        return maps, {"cls": F.multilabel_soft_margin_loss(maps.logits.float(), batch.tags)}
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps as logits, and their global average."""

@@ -17,12 +17,16 @@ class CAMHead(nn.Module):
     Args:
         channels: Channels of the features.
         num_classes: K, foreground classes.
+        hidden: Channels of a layer with ReLU before the maps; ``None`` = no such layer.
     """
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1, bias=False)
+        self.hidden = None if hidden is None else nn.Conv2d(channels, hidden, 1, bias=False)
+        self.classifier = nn.Conv2d(hidden or channels, num_classes, kernel_size=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (B, K, h, w) of features (B, C, h, w)."""
+        if self.hidden is not None:
+            features = self.hidden(features).relu()
         return self.classifier(features)

@@ -20,7 +20,7 @@ from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, read_weights, save
+from weakseg.export.model import find_model, initialise, load, save
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
@@ -235,10 +235,8 @@ def start_backbone(backbone: Backbone, folder: Path, where: str) -> None:
     Raises:
         UserError: They differ; ``where`` is the recipe's key that asked for it.
     """
-    weights = read_weights(find_model(folder))
-    own = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     try:
-        backbone.load_state_dict(own)
+        backbone.load_state_dict(load(folder).model.backbone.state_dict())
     except RuntimeError:
         raise UserError(
             "the backbone differs from the classifier's",
