@@ -1,0 +1,321 @@
+r"""ACR (Kweon et al., Weakly Supervised Semantic Segmentation via Adversarial Learning of Classifier
+and Reconstructor, CVPR 2023).
+
+The idea. Segments are right when none can be inferred from the others. A reconstructor learns to
+paint what a segment hides from what is left; wherever the segment missed a piece of the object, or
+took in a piece of the ground, that remnant tells it how. The classifier learns segments that leave
+it clueless. Both learn in turn, on the same batch.
+
+:math:`I \in R^{3 \times H \times W}` is the image, t one of its classes, drawn at random,
+:math:`c \in [0, 1]^{H \times W}` the map of t after min-max, enlarged to pixels, f the features of
+the reconstructor's own encoder, dec its decoder, sg stops gradients, and M a random grid of 0 and
+1 (stochastic random feeding, SRF): where it is 0, features stay although c would hide them, as if
+the classifier had missed a piece. All means are over all pixels.
+
+Reconstructor (RU), the classifier fixed, :math:`L_{cls}` that of the encoder's own CAM head:
+
+.. math::
+    L_{RU} = L_{cls} &+ .2\,\mathrm{mean} |dec(\mathrm{sg} f) - I|
+            + .3\,\mathrm{mean} |(dec(f (1 - c M)) - I)\, c M| \\
+            &+ .5\,\mathrm{mean} |(dec(f (1 - (1 - c) M)) - I)\, (1 - c) M|
+
+Classifier (CU), the reconstructor fixed and fed without M, :math:`L_{cls}` the classifier's own:
+
+.. math::
+    L_{CU} = L_{cls} &- .8\,\mathrm{mean} |(dec(\mathrm{sg} f\, c) - I)\, [c = 0]| \\
+            &- .3\,\mathrm{mean} |(dec(\mathrm{sg} f\, (1 - c)) - I)\, \mathrm{sg}\, c\,
+               [t = \mathrm{argmax}]|
+
+Paper and code. The share of ones in M grows from .2 by one point in each of 40 epochs. Code and
+weights are the published code's; its trainer goes on for 60 epochs at the last learning rate, and
+picks the epoch by masks: we do neither. The reconstructor is built for any size of image
+(:mod:`weakseg.networks.reconstructor`). ``acr+vit`` takes the multi-class-token transformer for
+both networks; the paper names the combination and published no code: its maps c are the fused
+ones, which are exactly 0 outside, and everything else is as above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, field_validator, model_validator
+from torch import Tensor, nn
+
+from weakseg.config import Frozen
+from weakseg.errors import UserError
+from weakseg.methods.base import Batch, Card, Classifier, Maps, Method, Phase, methods, resolve
+from weakseg.networks.backbone import Backbone, MakeBackbone
+from weakseg.networks.heads import CAMHead
+from weakseg.networks.reconstructor import Reconstructor
+
+__all__ = ["ACR"]
+
+_EPS = 1e-5
+_LEVELS = 3  # that the reconstructor reads
+
+
+@methods.register("acr")
+class ACR(Method):
+    """A classifier whose segments must not give away what they leave out."""
+
+    parts: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "vit": {"classifier": {"name": "mctformer"}}
+    }
+    card = Card(
+        name="acr",
+        paper="Kweon et al., CVPR 2023",
+        year=2023,
+        idea="a reconstructor must fail to guess the rest of an image from a class's segment",
+        recipes=(),
+        published={
+            "VOC train seed mIoU (ResNet-38, oracle threshold)": 60.3,
+            "VOC train mIoU of masks (ResNet-38)": 72.3,
+            "VOC val mIoU of the segmenter (ResNet-38)": 71.9,
+            "COCO val mIoU of the segmenter (ResNet-38)": 45.3,
+            "VOC train seed mIoU (acr+vit, DeiT-S)": 65.5,
+            "VOC val mIoU of the segmenter (acr+vit, DeiT-S)": 72.4,
+        },
+    )
+
+    class Config(Frozen):
+        """Classifier, strategy, weights of the losses (0 = off), feeding and reconstructor."""
+
+        classifier: dict[str, Any] = Field(
+            default_factory=lambda: {"name": "cam"},
+            validate_default=True,
+            description="whose maps are trained: {name: cam, ...}, or mctformer as in acr+vit",
+        )
+        strategy: Literal["adversarial", "pretrained", "baseline"] = Field(
+            "adversarial",
+            description="pretrained = the reconstructor is fixed after its share of the schedule; "
+            "baseline = none at all",
+        )
+        pretrain: float = Field(
+            0.5, gt=0, lt=1, description="share of the schedule that teaches a fixed reconstructor"
+        )
+        start: float = Field(
+            0.0, ge=0, lt=1, description="share of the schedule before the classifier is opposed"
+        )
+        t: float = Field(
+            0.8, ge=0, description="weight of L_t, the rest from the segment (code: .8)"
+        )
+        nt: float = Field(
+            0.3, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
+        )
+        full: float = Field(0.2, ge=0, description="RU: weight of the whole image (code: .2)")
+        hidden_t: float = Field(0.3, ge=0, description="RU: weight of hidden segments (code: .3)")
+        hidden_nt: float = Field(0.5, ge=0, description="RU: weight of hidden rests (code: .5)")
+        srf: bool = Field(True, description="stochastic random feeding")
+        share: tuple[float, float] = Field(
+            (0.2, 0.6), description="share of the grid that is hidden, at the start and the end"
+        )
+        grid: PositiveInt = Field(16, description="cells on a side of the grid (code: 16)")
+        least: float = Field(
+            50 / 256**2,
+            ge=0,
+            lt=1,
+            description="share of the features that must stay for hidden_t (code: 50 px of 256 x 256)",
+        )
+        width: PositiveInt = Field(
+            64, description="channels of the reconstructor (code: 64); 16 on small machines"
+        )
+        depth: PositiveInt = Field(
+            6, description="halvings of the reconstructor; crops of 2^depth at least (code: 8)"
+        )
+        dropout: float = Field(
+            0.5, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
+        )
+
+        @field_validator("classifier", mode="before")
+        @classmethod
+        def _whole_classifier(cls, value: Any) -> Any:
+            """Its settings are checked with ours, and kept whole in model folders."""
+            return _settled(value) if isinstance(value, str | Mapping) else value
+
+        @field_validator("share")
+        @classmethod
+        def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
+            if not all(0 < share <= 1 for share in value):
+                raise ValueError("shares lie above 0 and at most at 1")
+            return value
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Any:
+            if self.strategy != "baseline" and not (self.t or self.nt):
+                raise ValueError("t and nt are off: set strategy: baseline, or give one a weight")
+            if self.strategy != "baseline" and not (self.hidden_t or self.hidden_nt):
+                raise ValueError("the reconstructor needs hidden_t or hidden_nt")
+            return self
+
+    config: Config
+
+    def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
+        super().__init__(make_backbone, num_classes, config)
+        c = self.config
+        kind, settings = resolve(c.classifier)
+        classifier = kind(make_backbone, num_classes, settings)
+        assert isinstance(classifier, Classifier)
+        self.classifier = classifier
+        self.heads = classifier.heads
+        if c.strategy == "baseline":
+            return
+        self.encoder = make_backbone()
+        levels = self.encoder.levels[-_LEVELS:]
+        self.encoder_head = CAMHead(levels[-1].channels, num_classes)
+        self.reconstructor = Reconstructor(levels, c.width, c.depth, c.dropout)
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override]
+        """The classifier's."""
+        return self.classifier.backbone
+
+    def phases(self) -> dict[str, Phase]:
+        """RU, then CU, each with an optimiser of its own."""
+        c = self.config
+        adversarial = {"adv_t": c.t, "adv_nt": c.nt} if c.strategy != "baseline" else {}
+        terms = (*self.classifier.terms, *(name for name, weight in adversarial.items() if weight))
+        phases = {"classifier": Phase(self._classify, self.classifier.parameters, terms)}
+        if c.strategy == "baseline":
+            return phases
+        weights = {"re_full": c.full, "re_t": c.hidden_t, "re_nt": c.hidden_nt}
+        terms = ("re_cls", *(name for name, weight in weights.items() if weight))
+        return {"reconstructor": Phase(self._reconstruct, self._painters, terms), **phases}
+
+    def forward(self, images: Tensor, head: str | None = None) -> Maps:
+        """The classifier's maps."""
+        return self.classifier(images, head)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The classifier's features."""
+        return self.classifier.features(images)
+
+    def adopted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A classifier's weights start the classifier, and its backbone both trunks."""
+        weights = dict(weights)
+        for name, tensor in list(weights.items()):
+            if name.startswith("backbone."):
+                weights.setdefault(f"encoder.{name.removeprefix('backbone.')}", tensor)
+            weights.setdefault(f"classifier.{name}", tensor)
+        return weights
+
+    def _painters(self) -> Iterator[nn.Parameter]:
+        for module in (self.encoder, self.encoder_head, self.reconstructor):
+            yield from module.parameters()
+
+    def _reconstruct(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """RU: paint what segments hide."""
+        c, images = self.config, batch.images
+        if c.strategy == "pretrained" and progress >= c.pretrain:
+            return {}
+        with torch.no_grad(), _fixed(self.classifier):
+            maps, _ = self.classifier.classify(batch)
+            segment, _ = self._segment(maps, batch)
+        hiding = self._grid(images, progress) if c.srf else torch.ones_like(segment)
+        levels = self.encoder(images)
+        logits = self.encoder_head(levels[-1]).mean((2, 3)).float()
+        features = self.reconstructor.features(levels[-_LEVELS:])
+        hidden_t, hidden_nt = segment * hiding, (1 - segment) * hiding
+        full, from_rest, from_segment = self._paint(
+            [features.detach(), features, features],
+            [torch.ones_like(segment), 1 - hidden_t, 1 - hidden_nt],
+        )
+        enough = (1 - hidden_t).mean((1, 2, 3), keepdim=True) > c.least
+        terms = {
+            "re_full": (c.full, (full - images).abs().mean()),
+            "re_t": (c.hidden_t, ((from_rest - images).abs() * hidden_t * enough).mean()),
+            "re_nt": (c.hidden_nt, ((from_segment - images).abs() * hidden_nt).mean()),
+        }
+        cls = {"re_cls": F.multilabel_soft_margin_loss(logits, batch.tags)}
+        return cls | {name: weight * term for name, (weight, term) in terms.items() if weight}
+
+    def _classify(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """CU: segments from which the rest cannot be inferred, and the other way round."""
+        c, images = self.config, batch.images
+        maps, terms = self.classifier.classify(batch)
+        if c.strategy == "baseline" or progress < self._opposed:
+            return terms
+        segment, is_best = self._segment(maps, batch)
+        with torch.no_grad(), _fixed(self.encoder):
+            features = self.reconstructor.features(self.encoder(images)[-_LEVELS:])
+        with _fixed(self.reconstructor):
+            from_segment, from_rest = self._paint([features] * 2, [segment, 1 - segment])
+        tagged = batch.tags.any(1)[:, None, None, None]
+        outside = (segment.detach() == 0) & tagged
+        inside = segment.detach() * is_best
+        if c.t:
+            terms["adv_t"] = -c.t * ((from_segment - images).abs() * outside).mean()
+        if c.nt:
+            terms["adv_nt"] = -c.nt * ((from_rest - images).abs() * inside).mean()
+        return terms
+
+    @property
+    def _opposed(self) -> float:
+        """Progress from which the classifier is opposed."""
+        c = self.config
+        return max(c.start, c.pretrain) if c.strategy == "pretrained" else c.start
+
+    def _segment(self, maps: Maps, batch: Batch) -> tuple[Tensor, Tensor]:
+        """c in [0, 1] of one tagged class of each image, and where that class is the best of all.
+
+        Both (B, 1, H, W); without a tag, c is 0.
+        """
+        tags, size = batch.tags, batch.images.shape[-2:]
+        tagged = tags.any(1)
+        drawn = torch.multinomial(tags + (~tagged)[:, None].to(tags.dtype), 1)
+        scores = maps.scores.float()
+        own = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:])).relu()
+        low, high = own.amin((2, 3), keepdim=True), own.amax((2, 3), keepdim=True)
+        own = (own - low - _EPS).relu() / (high - low + _EPS) * tagged[:, None, None, None]
+        is_best = (scores.argmax(1, keepdim=True) == drawn[..., None, None]).float()
+        return (
+            F.interpolate(own, size, mode="bilinear", align_corners=False).clamp(0, 1),
+            F.interpolate(is_best, size),
+        )
+
+    def _grid(self, images: Tensor, progress: float) -> Tensor:
+        """M (B, 1, H, W), 1 where the segment decides what is hidden."""
+        first, last = self.config.share
+        share = first + (last - first) * progress
+        grid = self.config.grid
+        cells = torch.rand(len(images), 1, grid, grid, device=images.device) < share
+        return F.interpolate(cells.float(), images.shape[-2:])
+
+    def _paint(self, features: list[Tensor], keep: list[Tensor]) -> tuple[Tensor, ...]:
+        """One painting (B, 3, H, W) for each pair, in one pass."""
+        painted = self.reconstructor(torch.cat(features), torch.cat(keep))
+        return painted.float().chunk(len(keep))
+
+
+def _settled(section: Any) -> dict[str, Any]:
+    """The name and every setting of the classifier.
+
+    Raises:
+        UserError: No or an unknown name, wrong settings, or a method that is no classifier.
+    """
+    section = {"name": section} if isinstance(section, str) else dict(section)
+    if "name" not in section:
+        raise UserError("no name", where="method.classifier", mend="add name: cam")
+    kind, settings = resolve(section)
+    if not issubclass(kind, Classifier):
+        raise UserError(
+            f"{section['name']} does more than classify",
+            where="method.classifier",
+            mend="take one of: "
+            + ", ".join(name for name in methods if issubclass(methods[name], Classifier)),
+        )
+    return {"name": section["name"], **settings.model_dump(mode="json")}
+
+
+@contextmanager
+def _fixed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    mode = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(mode)
