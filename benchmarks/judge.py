@@ -20,7 +20,8 @@ __all__ = ["judge"]
 
 
 def judge(images: Collection, scores: Path) -> dict[str, Any]:
-    """F1, the best threshold (oracle) and the one that needs no masks, each with mIoU, FP and FN.
+    """F1, the best threshold (oracle) and the one that needs no masks, each with mIoU, FP and FN;
+    precision and recall of the latter.
 
     Scores with a background map of their own need no threshold: theirs are masks of each pixel's
     most probable class, and ``threshold`` is empty.
@@ -43,6 +44,8 @@ def judge(images: Collection, scores: Path) -> dict[str, Any]:
         "miou": ours.miou,
         "fp": ours.fp,
         "fn": ours.fn,
+        "precision": ours.precision,
+        "recall": ours.recall,
     }
 
 

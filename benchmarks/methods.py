@@ -50,6 +50,7 @@ COLUMNS = {  # of the picture: variant, and pattern of the scores' folder in its
 LEARNED = {"name": "seam", "keys": "learned"}
 CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
 RECURSEED = {"name": "recurseed", "channels": 48}
+ACR = {"name": "acr", "width": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cam": {"name": "cam"},
     "puzzle": {"name": "puzzle", "alpha": 4},
@@ -70,6 +71,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "seam: scale, translation": {"name": "seam", "translation": 0.05},
     "seam: flip": {"name": "seam", "scale": 1, "flip": True},
     "seam: all": {"name": "seam", "flip": True, "rotation": 20, "translation": 0.05},
+    "acr": ACR,
+    "acr: without t": ACR | {"t": 0},
+    "acr: without nt": ACR | {"nt": 0},
+    "acr: baseline": ACR | {"strategy": "baseline"},
+    "acr: pretrained": ACR | {"strategy": "pretrained", "srf": False},
+    "acr: pretrained, srf": ACR | {"strategy": "pretrained"},
+    "acr: adversarial": ACR | {"srf": False},
     "recurseed": RECURSEED,
     "recurseed: without scg": RECURSEED | {"scg": False},
     "recurseed: without pamr": RECURSEED | {"pamr": False},

@@ -175,13 +175,21 @@ def _method_step(settings: dict[str, object], images: Collection) -> Measured:
     def steps(section: dict[str, object]) -> Callable[[], float]:
         model = build(section, backbone_factory(spec), len(images.classes)).train()
         model.to(memory_format=torch.channels_last)
-        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        phases = [(phase, list(phase.parameters())) for phase in model.phases().values()]
+        optimisers = [
+            torch.optim.SGD([p for p in own if p.requires_grad], lr=1e-4) for _, own in phases
+        ]
 
         def step() -> None:
             for _ in range(3):
-                optimiser.zero_grad()
-                torch.stack(list(model.losses(batch, 0.9).values())).sum().backward()
-                optimiser.step()
+                for (phase, own), optimiser in zip(phases, optimisers, strict=True):
+                    ids = {id(p) for p in own}
+                    for p in trained:
+                        p.requires_grad_(id(p) in ids)
+                    optimiser.zero_grad()
+                    torch.stack(list(phase.losses(batch, 0.9).values())).sum().backward()
+                    optimiser.step()
 
         step()
         return lambda: timed(step)
@@ -206,6 +214,16 @@ def seam_step_published(images: Collection) -> Measured:
     """SEAM with everything that the published code has."""
     settings = {"name": "seam", "scale": 0.3, "keys": "published", "rivals": "all", "minimum": 1}
     return _method_step(settings, images)
+
+
+def acr_step(images: Collection) -> Measured:
+    """ACR with the narrow reconstructor: at most 4 is wanted."""
+    return _method_step({"name": "acr", "width": 16, "detail": 2}, images)
+
+
+def acr_step_published(images: Collection) -> Measured:
+    """ACR with the reconstructor of the paper, as deep as the crop allows."""
+    return _method_step({"name": "acr", "depth": 8}, images)
 
 
 def recurseed_operators(images: Collection) -> Measured:
@@ -602,6 +620,8 @@ BENCHMARKS = {
     "puzzle-step": puzzle_step,
     "seam-step": seam_step,
     "seam-step-published": seam_step_published,
+    "acr-step": acr_step,
+    "acr-step-published": acr_step_published,
     "recurseed-operators": recurseed_operators,
     "edgepredictmix-operators": edgepredictmix_operators,
     "seeds": seeds,

@@ -70,7 +70,7 @@ class ACR(Method):
         paper="Kweon et al., CVPR 2023",
         year=2023,
         idea="a reconstructor must fail to guess the rest of an image from a class's segment",
-        recipes=(),
+        recipes=("voc12/acr_wr38", "voc12/acr_vit", "coco14/acr_wr38"),
         published={
             "VOC train seed mIoU (ResNet-38, oracle threshold)": 60.3,
             "VOC train mIoU of masks (ResNet-38)": 72.3,
@@ -123,8 +123,11 @@ class ACR(Method):
         width: PositiveInt = Field(
             64, description="channels of the reconstructor (code: 64); 16 on small machines"
         )
+        detail: PositiveInt = Field(
+            1, description="pixels on a side of what it paints (code: 1); 2 on small machines"
+        )
         depth: PositiveInt = Field(
-            6, description="halvings of the reconstructor; crops of 2^depth at least (code: 8)"
+            5, description="its halvings; crops of detail x 2^depth at least (code: 8)"
         )
         dropout: float = Field(
             0.5, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
@@ -194,11 +197,12 @@ class ACR(Method):
         return self.classifier.features(images)
 
     def adopted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """A classifier's weights start the classifier, and its backbone both trunks."""
+        """A classifier's weights start the classifier and the reconstructor's encoder alike."""
         weights = dict(weights)
         for name, tensor in list(weights.items()):
-            if name.startswith("backbone."):
-                weights.setdefault(f"encoder.{name.removeprefix('backbone.')}", tensor)
+            for theirs, ours in (("backbone.", "encoder."), ("head.", "encoder_head.")):
+                if name.startswith(theirs):
+                    weights.setdefault(ours + name.removeprefix(theirs), tensor)
             weights.setdefault(f"classifier.{name}", tensor)
         return weights
 
@@ -208,14 +212,15 @@ class ACR(Method):
 
     def _reconstruct(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """RU: paint what segments hide."""
-        c, images = self.config, batch.images
+        c = self.config
         if c.strategy == "pretrained" and progress >= c.pretrain:
             return {}
+        images = self._pictures(batch.images)
         with torch.no_grad(), _fixed(self.classifier):
             maps, _ = self.classifier.classify(batch)
-            segment, _ = self._segment(maps, batch)
+            segment, _ = self._segment(maps, batch.tags, images)
         hiding = self._grid(images, progress) if c.srf else torch.ones_like(segment)
-        levels = self.encoder(images)
+        levels = self.encoder(batch.images)
         logits = self.encoder_head(levels[-1]).mean((2, 3)).float()
         features = self.reconstructor.features(levels[-_LEVELS:])
         hidden_t, hidden_nt = segment * hiding, (1 - segment) * hiding
@@ -234,22 +239,27 @@ class ACR(Method):
 
     def _classify(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """CU: segments from which the rest cannot be inferred, and the other way round."""
-        c, images = self.config, batch.images
+        c = self.config
         maps, terms = self.classifier.classify(batch)
         if c.strategy == "baseline" or progress < self._opposed:
             return terms
-        segment, is_best = self._segment(maps, batch)
+        images = self._pictures(batch.images)
+        segment, is_best = self._segment(maps, batch.tags, images)
         with torch.no_grad(), _fixed(self.encoder):
-            features = self.reconstructor.features(self.encoder(images)[-_LEVELS:])
-        with _fixed(self.reconstructor):
-            from_segment, from_rest = self._paint([features] * 2, [segment, 1 - segment])
+            features = self.reconstructor.features(self.encoder(batch.images)[-_LEVELS:])
         tagged = batch.tags.any(1)[:, None, None, None]
-        outside = (segment.detach() == 0) & tagged
-        inside = segment.detach() * is_best
-        if c.t:
-            terms["adv_t"] = -c.t * ((from_segment - images).abs() * outside).mean()
-        if c.nt:
-            terms["adv_nt"] = -c.nt * ((from_rest - images).abs() * inside).mean()
+        outside = ((segment.detach() == 0) & tagged).float()
+        opposed = {  # what is fed, where its painting is judged, weight
+            "adv_t": (segment, outside, c.t),
+            "adv_nt": (1 - segment, segment.detach() * is_best, c.nt),
+        }
+        opposed = {name: term for name, term in opposed.items() if term[2]}
+        with _fixed(self.reconstructor):
+            painted = self._paint(
+                [features] * len(opposed), [fed for fed, _, _ in opposed.values()]
+            )
+        for (name, (_, where, weight)), found in zip(opposed.items(), painted, strict=True):
+            terms[name] = -weight * ((found - images).abs() * where).mean()
         return terms
 
     @property
@@ -258,12 +268,17 @@ class ACR(Method):
         c = self.config
         return max(c.start, c.pretrain) if c.strategy == "pretrained" else c.start
 
-    def _segment(self, maps: Maps, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _pictures(self, images: Tensor) -> Tensor:
+        """The images (B, 3, H, W) in the size in which they are painted."""
+        detail = self.config.detail
+        return images if detail == 1 else F.avg_pool2d(images.float(), detail, ceil_mode=True)
+
+    def _segment(self, maps: Maps, tags: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """c in [0, 1] of one tagged class of each image, and where that class is the best of all.
 
-        Both (B, 1, H, W); without a tag, c is 0.
+        Both (B, 1, H, W) as the images (B, 3, H, W); without a tag, c is 0.
         """
-        tags, size = batch.tags, batch.images.shape[-2:]
+        size = images.shape[-2:]
         tagged = tags.any(1)
         drawn = torch.multinomial(tags + (~tagged)[:, None].to(tags.dtype), 1)
         scores = maps.scores.float()
