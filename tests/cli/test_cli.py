@@ -90,10 +90,14 @@ def test_check_counts_and_exits_with_two_on_errors(photos, capsys):
 @pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"demo"}))
 def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, capsys):
     """On a network and crops of a second; everything else is the recipe's own."""
-    own = "resnet38" in shipped_recipes()[name].read_text(encoding="utf-8")
+    recipe = load_recipe(name)
+    own = recipe.backbone.name == "resnet38"
+    transformer = recipe.backbone.name.startswith("deit")
+    small = "resnet38" if own else "test_vit" if transformer else "test_resnet"
+    convolutional = {"name": "test_resnet", "pretrained": False}
     sets = {
         "data": {"root": str(photos), "labels": str(photos.parent / "labels.csv")},
-        "backbone.name": "resnet38" if own else "test_resnet",
+        "backbone.name": small,
         "backbone.options": {"width": 0.0625} if own else {},
         "backbone.pretrained": False,
         "backbone.weights": None,
@@ -102,16 +106,17 @@ def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, caps
         "segmenter.train.crop": 64,
         "segmenter.train.batch": 4,
         "segmenter.channels": 8,
-        "segmenter.backbone": None,
+        "segmenter.backbone": convolutional if transformer else None,
         "seeds.max_side": 64,
         "predict.max_side": 64,
     }
+    if recipe.method["name"].startswith("acr"):
+        sets |= {"method.depth": 4, "method.width": 4}
     words = [
         word for key, value in sets.items() for word in ("--set", f"{key}={json.dumps(value)}")
     ]
     assert _call("run", name, "--out", tmp_path / "out", "--dry-run", *words) == 0
     printed = capsys.readouterr().err
-    recipe = load_recipe(name)
     assert all(stage in printed for stage in ("train", "seeds", "masks", "predict"))
     wanted = needs_segmenter(recipe.method, recipe.segmenter.enabled)
     assert ("DeepLabV3+" in printed) == wanted

@@ -321,6 +321,20 @@ class TestRecurseedTeacher(MethodContract):
     settings = RECURSEED | {"teacher": 0.9, "levels": None, "squash": "sigmoid", "distance": "l2"}
 
 
+TRANSFORMER = BackboneSpec(name="test_vit", pretrained=False)
+
+
+class TestMctformer(MethodContract):
+    name = "mctformer"
+    spec = TRANSFORMER
+
+
+class TestMctformerPlus(MethodContract):
+    name = "mctformer"
+    settings = {"layers": 6, "root": True, "decay": 0.996, "contrast": 1}
+    spec = TRANSFORMER
+
+
 for _mix in mixes:
     _part = {"mix": _mix, "mix_cls": 1.0}  # weighted tags too
     globals()[f"TestRecurseedWith{_mix.capitalize()}"] = type(

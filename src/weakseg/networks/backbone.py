@@ -1,6 +1,7 @@
 """Backbones behind one contract: named levels with stated stride, channels and dilation.
 
-They are timm's networks by their names there, and a few of our own that timm lacks.
+They are timm's networks by their names there, and a few of our own that timm lacks. Vision
+transformers give maps of their patch tokens (``networks/tokens.py``).
 
 Four silent differences between timm and the papers are settled here: ``output_stride`` dilates in
 timm while the papers only remove the stride; timm's first ResNet feature lies before the max-pool
@@ -14,6 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import timm
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from weakseg.errors import UserError
 from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
+from weakseg.networks.tokens import VisionTokens, create_tokens, is_transformer
 from weakseg.registry import suggest
 
 __all__ = ["Backbone", "Level", "MakeBackbone", "backbone_factory", "make_backbone"]
@@ -44,7 +47,7 @@ class Level:
 
 
 class Backbone(nn.Module):
-    """A convolutional network that returns its feature levels, finest first.
+    """A network that returns its feature levels, finest first.
 
     Attributes:
         levels: What ``forward`` returns, in order.
@@ -58,12 +61,15 @@ class Backbone(nn.Module):
         self.spec = spec
         self.network = _create(spec)
         self.levels = _settle_levels(self.network, spec)
-        if self.levels[-1].stride != spec.output_stride:
+        stride = self.levels[-1].stride
+        if stride != spec.output_stride:
+            settable = stride in get_args(type(spec).model_fields["output_stride"].annotation)
             raise UserError(
-                f"output_stride {spec.output_stride} was asked for, but {spec.name} gives "
-                f"{self.levels[-1].stride}",
+                f"output_stride {spec.output_stride} was asked for, but {spec.name} gives {stride}",
                 where="backbone",
-                mend=f"set output_stride: {self.levels[-1].stride}, or take another backbone",
+                mend=f"set output_stride: {stride}, or take another backbone"
+                if settable
+                else "take another backbone",
             )
         cfg = getattr(self.network, "pretrained_cfg", None) or getattr(
             self.network, "default_cfg", {}
@@ -130,6 +136,11 @@ def _create(spec: BackboneSpec) -> nn.Module:
     file = None if spec.weights is None else _existing(spec.weights)
     if spec.name in _OWN:
         return _OWN[spec.name](spec, file)
+    if is_transformer(name):
+        try:
+            return create_tokens(spec, file)
+        except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
+            raise _explain(spec, error) from error
     arguments = dict(spec.options)
     if spec.dilate:
         arguments["output_stride"] = spec.output_stride
@@ -252,7 +263,9 @@ def _without_stride(module: nn.Module, spec: BackboneSpec) -> nn.Module:
 
 def _settle_levels(network: nn.Module, spec: BackboneSpec) -> tuple[Level, ...]:
     """The levels, once strides are removed where that is asked for."""
-    if isinstance(network, ResNet38):  # states them, because probing a network this wide takes long
+    if isinstance(
+        network, (ResNet38, VisionTokens)
+    ):  # they state them, and have no stride to spare
         found = network.levels
     else:
         if not spec.dilate:

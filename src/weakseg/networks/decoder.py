@@ -46,7 +46,9 @@ class DeepLabDecoder(nn.Module):
                 "the decoder needs levels of stride 4 and of 8 or 16; the backbone has "
                 f"{[level.stride for level in levels]}",
                 where=where,
-                mend="set output_stride: 16 (or 8)",
+                mend="set output_stride: 16 (or 8)"
+                if fine
+                else "give it a convolutional backbone, such as {name: resnet50.tv_in1k}",
             )
         self.stride = stride
         self._fine = fine[-1]

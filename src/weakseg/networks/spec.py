@@ -29,8 +29,8 @@ class BackboneSpec(Frozen):
         None,
         description="local .safetensors or .pth file of that network; resnet38: .params too",
     )
-    output_stride: Literal[4, 8, 16, 32] = Field(
-        16, description="stride of the last level in pixels"
+    output_stride: Literal[4, 8, 14, 16, 32] = Field(
+        16, description="stride of the last level in pixels; of a transformer: its patch"
     )
     dilate: bool = Field(
         False, description="dilate where stride is removed, as segmentation networks do"
