@@ -3,7 +3,8 @@
     uv run python benchmarks/methods.py --variants cam puzzle seam --seeds 0 1 2
 
 The demo's network is first trained as a CAM for 496 steps (once per seed, shared by all), then each
-variant trains on from there for 310 steps, CAM included, with frozen BatchNorm. Seeds are made on
+variant trains on from there for 310 steps, CAM included, with frozen BatchNorm; mctformer and acr+vit
+go on from an MCTformer of as many steps on a small transformer from scratch. Seeds are made on
 the 500 training images, on which defaults were chosen, and on 500 of another seed of the generator. ``equivariance`` is the mean difference between a map and the map of the
 half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on. --picture draws
 docs/images/methods.png from the runs that are there.
@@ -50,7 +51,8 @@ COLUMNS = {  # of the picture: variant, and pattern of the scores' folder in its
 LEARNED = {"name": "seam", "keys": "learned"}
 CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
 RECURSEED = {"name": "recurseed", "channels": 48}
-ACR = {"name": "acr", "width": 16}
+ACR = {"name": "acr", "width": 16, "detail": 2, "dropout": 0}
+MCTFORMER = {"name": "mctformer", "layers": 4, "root": True, "affinity": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cam": {"name": "cam"},
     "puzzle": {"name": "puzzle", "alpha": 4},
@@ -78,6 +80,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "acr: pretrained": ACR | {"strategy": "pretrained", "srf": False},
     "acr: pretrained, srf": ACR | {"strategy": "pretrained"},
     "acr: adversarial": ACR | {"srf": False},
+    "mctformer": MCTFORMER,
+    "acr+vit": ACR | {"name": "acr+vit", "classifier": MCTFORMER},
     "recurseed": RECURSEED,
     "recurseed: without scg": RECURSEED | {"scg": False},
     "recurseed: without pamr": RECURSEED | {"pamr": False},
@@ -88,6 +92,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recurseed+edgepredictmix: predicted below": RECURSEED
     | {"name": "recurseed+edgepredictmix", "mix": {"below": "predicted"}},
     **{f"recurseed+{mix}": RECURSEED | {"name": f"recurseed+{mix}"} for mix in mixes},
+}
+
+
+TRANSFORMERS = ("mctformer", "acr+vit")
+"""They go on from an MCTformer on a network of their own, instead of the CAM."""
+VIT = {
+    "name": "vit_tiny_r_s16_p8_224",  # patches of 2 cells of a convolutional stem of stride 4
+    "pretrained": False,
+    "output_stride": 8,
+    "options": {
+        "img_size": 128,
+        "patch_size": 2,
+        "embed_dim": 96,
+        "depth": 4,
+        "num_heads": 3,
+        "init_values": 0.05,
+    },
 }
 
 
@@ -112,12 +133,13 @@ def main() -> None:
         _picture(args.out, args.seeds[0])
         return
     for seed in args.seeds:
-        warm = args.out / f"warmup-{seed}"
-        run_recipe(recipe_of(seed), warm, until="train")
         for variant in args.variants:
+            vit = variant in TRANSFORMERS
+            warm = args.out / f"warmup-{'vit-' if vit else ''}{seed}"
+            run_recipe(recipe_of(seed, vit=vit), warm, until="train")
             name = variant + (f" ({args.name})" if args.name else "")
             folder = folder_of(args.out, name, seed)
-            recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets)
+            recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets, vit)
             last = "seeds" if "train" in args.on else "train"
             run = RunFolder(run_recipe(recipe, folder, until=last).folder)
             command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
@@ -131,13 +153,17 @@ def recipe_of(
     method: dict[str, Any] | None = None,
     warm: Path | None = None,
     sets: list[str] | None = None,
+    vit: bool = False,
 ) -> Recipe:
     demo = load_recipe("demo").model_dump(mode="json")
     demo |= {"seed": seed, "segmenter": {"enabled": False}}
     demo["train"] |= {"crop": 128, "resize": [0.875, 1.3], "snapshot_every": 31}  # an epoch
+    if vit:
+        demo |= {"method": MCTFORMER, "backbone": VIT}
+        demo["train"] |= {"lr": 0.002, "weight_decay": 0.05, "clip": 1.0}
     if method is not None:
         demo["method"] = method
-        demo["backbone"]["norm"] = "frozen"
+        demo["backbone"] = demo["backbone"] | {"norm": "frozen"}
         demo["train"] |= {"init_from": str(warm), "steps": 310, "lr": 0.002, "warmup": 0.1}
     return load_recipe(demo, sets=sets or [])
 

@@ -73,7 +73,10 @@ BUDGETS: dict[str, dict[str, Any]] = {
                 "train": {"steps": 240, "crop": 256, "batch": 16},
             },
         },
-        "method": {"recurseed": {"channels": 128}},
+        "method": {
+            "recurseed": {"channels": 128},
+            "acr": {"width": 16, "detail": 2},
+        },
         "predict": {"max_side": 256},
         "lists": ("report_320", "val_160"),
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from weakseg.methods import methods
@@ -28,6 +29,22 @@ CHOSEN = (
     "Nothing was chosen on them but EdgePredictMix's `below` (on seed 0): its rows are not "
     "independent of that choice."
 )
+RECURSEED = (
+    "Without ground truth: the decoder's most probable class, the CAM's label-free threshold; FP, FN "
+    "and the mIoU at the best threshold (oracle) beside it:"
+)
+ACR = "Label-free threshold; the mIoU at the best threshold (oracle) beside it:"
+FIRST = ("miou", "fp", "fn", "oracle_miou", "f1")
+TITLES = {
+    "precision": "precision",
+    "recall": "recall",
+    "miou": "mIoU",
+    "fp": "FP",
+    "fn": "FN",
+    "oracle_miou": "mIoU, oracle",
+    "f1": "F1",
+}
+VIT = ("mctformer", "acr+vit")
 CHAINS = ("pamr", "scg", "scg + pamr", "affinity", "affinity + crf")
 
 
@@ -39,9 +56,14 @@ def main() -> None:
     _fill(PAGE.with_name("refinement.md"), "refinement", [*_refinement(), "", *_refined_shapes()])
     _fill(PAGE.with_name("methods.md"), "methods", _methods())
     page = PAGE.with_name("recurseed.md")
-    _fill(page, "recurseed", _recurseed())
-    _fill(page, "recurseed-voc", _recurseed_voc())
+    _fill(page, "recurseed", _family("recurseed", RECURSEED, FIRST))
+    _fill(page, "recurseed-voc", _on_voc("recurseed"))
     _fill(page, "recurseed-trials", _recurseed_trials())
+    page = PAGE.with_name("acr.md")
+    _fill(page, "acr", _family("acr", ACR, ("precision", "recall", *FIRST)))
+    _fill(page, "acr-vit", _on_transformers())
+    _fill(page, "acr-voc", _on_voc("acr"))
+    _fill(page, "acr-trials", _acr_trials())
 
 
 def _fill(page: Path, name: str, lines: list[str]) -> None:
@@ -138,53 +160,49 @@ def _methods_on(rows_of_set: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _recurseed() -> list[str]:
-    """RecurSeed, its ablation and its mixes on held-out images of shapes-v1."""
+def _family(method: str, head: str, keys: Sequence[str]) -> list[str]:
+    """CAM and the variants of one method on held-out images of shapes-v1."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("methods.csv"):
-        if row["set"] == "held-out" and row["variant"].partition(":")[0].partition("+")[0] in (
-            "cam",
-            "recurseed",
-        ):
+        name = row["variant"].partition(":")[0].partition("+")[0]
+        if row["set"] == "held-out" and name in ("cam", method) and row["variant"] not in VIT:
             groups[row["variant"], row["head"]][row["seed"]] = row
     lines = [
         f"shapes-v1, 500 images of another seed of the generator. {CHOSEN}",
         "",
-        "Tags "
-        "given, one scale and flip, no CRF; all go on from the same CAM for 310 steps of 16 images. "
-        "Without ground truth: the decoder's most probable class, the CAM's label-free threshold; "
-        "FP, FN and the mIoU at the best threshold (oracle) beside it:",
+        "Tags given, one scale and flip, no CRF; all go on from the same CAM for 310 steps of 16 "
+        f"images. {head}",
         "",
-        "| variant | head | mIoU | FP | FN | mIoU, oracle | F1 | above CAM | seconds |",
-        "|" + "---|" * 9,
+        "| variant | head | "
+        + " | ".join(TITLES[key] for key in keys)
+        + " | above CAM | seconds |",
+        "|" + "---|" * (len(keys) + 4),
     ]
     cam = groups.get(("cam", "cam"), {})
-    for (variant, head), by_seed in groups.items():
+    for (variant, of), by_seed in groups.items():
         rows = list(by_seed.values())
-        cells = [
-            _spread([r[key] for r in rows]) for key in ("miou", "fp", "fn", "oracle_miou", "f1")
-        ]
+        cells = [_spread([r[key] for r in rows]) for key in keys]
         both = [seed for seed in by_seed if seed in cam]
         above = sum(float(by_seed[s]["miou"]) > float(cam[s]["miou"]) for s in both)
         seconds = statistics.fmean(float(r["seconds"]) for r in rows)
         count = "" if variant == "cam" else f"{above} of {len(both)}"
-        lines.append("| " + " | ".join([variant, head, *cells, count, f"{seconds:.0f}"]) + " |")
+        lines.append("| " + " | ".join([variant, of, *cells, count, f"{seconds:.0f}"]) + " |")
     return lines
 
 
-def _recurseed_voc() -> list[str]:
-    """CAM and RecurSeed on the VOC subset: masks of training images, and predictions of val."""
+def _on_voc(wanted: str) -> list[str]:
+    """CAM and a method on the VOC subset: masks of training images, and predictions of val."""
     found: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("quality.csv"):
-        method, _, mix = row["method"].partition("+")
-        plain = method == "recurseed" or (method == "cam" and not row["variant"])
+        method, _, _ = row["method"].partition("+")
+        plain = method == wanted or (method == "cam" and not row["variant"])
         if plain and row["stage"] in ("mask", "segmenter"):
             key = (row["method"], row["variant"], row["steps"], row["list"], row["stage"])
             found[key][row["seed"]] = row
     lines = [
         "VOC subset (`report_320` are training images, tags given; `val_160` without tags), ResNet-18 "
         "at 192 px from the same warm-up, scales 1 and 0.5 with flip (val: one scale), no CRF. The "
-        "segmenter of CAM is a DeepLabV3+ of as many image steps on its masks:",
+        "segmenter of a classifier is a DeepLabV3+ of as many image steps on its masks:",
         "",
         "| method | steps | list | what | mIoU | FP | FN | seeds |",
         "|" + "---|" * 8,
@@ -195,6 +213,42 @@ def _recurseed_voc() -> list[str]:
         what = "masks" if stage == "mask" else "predictions"
         cells = [_spread([r[key] for r in rows]) for key in ("miou", "fp", "fn")]
         lines.append("| " + " | ".join([name, steps, of, what, *cells, str(len(rows))]) + " |")
+    return lines
+
+
+def _on_transformers() -> list[str]:
+    """MCTformer and ACR on it, on held-out images of shapes-v1."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in _read("methods.csv"):
+        if row["set"] == "held-out" and row["variant"] in VIT:
+            groups[row["variant"], row["head"]][row["seed"]] = row
+    keys = ("precision", "recall", *FIRST)
+    lines = [
+        "The same images; both go on for 310 steps from an MCTformer that a small transformer of 4 "
+        "blocks learned from scratch in 496:",
+        "",
+        "| method | head | " + " | ".join(TITLES[key] for key in keys) + " | seeds | seconds |",
+        "|" + "---|" * (len(keys) + 4),
+    ]
+    for (variant, head), by_seed in groups.items():
+        rows = list(by_seed.values())
+        cells = [_spread([row[key] for row in rows]) for key in keys]
+        seconds = statistics.fmean(float(row["seconds"]) for row in rows)
+        cells += [str(len(rows)), f"{seconds:.0f}"]
+        lines.append("| " + " | ".join([variant, head, *cells]) + " |")
+    return lines
+
+
+def _acr_trials() -> list[str]:
+    """Weights of ACR's losses, on images on which defaults may be chosen."""
+    lines = [
+        "| settings | seed | mIoU, oracle | FP | FN | mIoU, label-free | FP | FN | F1 |",
+        "|" + "---|" * 9,
+    ]
+    for row in _read("acr-trials.csv"):
+        keys = ("oracle_miou", "oracle_fp", "oracle_fn", "miou", "fp", "fn", "f1")
+        cells = [row["settings"], row["seed"], *(_spread([row[key]]) for key in keys)]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

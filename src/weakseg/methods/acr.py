@@ -98,13 +98,16 @@ class ACR(Method):
             0.5, gt=0, lt=1, description="share of the schedule that teaches a fixed reconstructor"
         )
         start: float = Field(
-            0.0, ge=0, lt=1, description="share of the schedule before the classifier is opposed"
+            0.2,
+            ge=0,
+            lt=1,
+            description="share of the schedule before the classifier is opposed (code: 0)",
         )
         t: float = Field(
-            0.8, ge=0, description="weight of L_t, the rest from the segment (code: .8)"
+            10.0, ge=0, description="weight of L_t, the rest from the segment (code: .8)"
         )
         nt: float = Field(
-            0.3, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
+            4.0, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
         )
         full: float = Field(0.2, ge=0, description="RU: weight of the whole image (code: .2)")
         hidden_t: float = Field(0.3, ge=0, description="RU: weight of hidden segments (code: .3)")
@@ -130,7 +133,7 @@ class ACR(Method):
             5, description="its halvings; crops of detail x 2^depth at least (code: 8)"
         )
         dropout: float = Field(
-            0.5, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
+            0.0, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
         )
 
         @field_validator("classifier", mode="before")
