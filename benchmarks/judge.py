@@ -20,8 +20,8 @@ __all__ = ["judge"]
 
 
 def judge(images: Collection, scores: Path) -> dict[str, Any]:
-    """F1, the best threshold (oracle) and the one that needs no masks, each with mIoU, FP and FN;
-    precision and recall of the latter.
+    """F1, the best threshold (oracle) and the one that needs no masks, each with mIoU, FP, FN,
+    precision and recall.
 
     Scores with a background map of their own need no threshold: theirs are masks of each pixel's
     most probable class, and ``threshold`` is empty.
@@ -40,6 +40,8 @@ def judge(images: Collection, scores: Path) -> dict[str, Any]:
         "oracle_miou": best.miou,
         "oracle_fp": best.fp,
         "oracle_fn": best.fn,
+        "oracle_precision": best.precision,
+        "oracle_recall": best.recall,
         "threshold": "" if rule.threshold is None else rule.threshold,
         "miou": ours.miou,
         "fp": ours.fp,

@@ -115,7 +115,9 @@ def _training(
 
     def step() -> None:
         for phase in model.phases().values():
-            torch.stack(list(phase.losses(batch, 0.99).values())).sum().backward()
+            terms = phase.losses(batch, 0.99)
+            if terms:
+                torch.stack(list(terms.values())).sum().backward()
 
     model.train()
     return (

@@ -22,7 +22,6 @@ from weakseg.export.model import load
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
 from weakseg.methods import needs_segmenter, resolve
-from weakseg.mixing import build_mix
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
@@ -88,8 +87,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     """
     resolve(recipe.method)  # the method's own settings are checked before any data is touched,
     refine.resolve_steps(recipe.refine)  # of each refinement step as well,
-    if recipe.segmenter.mix is not None:
-        build_mix(recipe.segmenter.mix, 1)
+    segment.check_settings(recipe)
     pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
     run = RunFolder(folder)
     collection = collect(recipe.data)

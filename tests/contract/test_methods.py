@@ -335,6 +335,35 @@ class TestMctformerPlus(MethodContract):
     spec = TRANSFORMER
 
 
+ACR = {"width": 4, "depth": 4, "start": 0.1}
+
+
+class TestAcr(MethodContract):
+    name = "acr"
+    settings = ACR | {"classifier": {"name": "cam", "hidden": 8}}
+
+
+class TestAcrPretrained(MethodContract):
+    name = "acr"
+    settings = ACR | {"strategy": "pretrained", "srf": False, "dropout": 0.5}
+
+
+class TestAcrBaseline(MethodContract):
+    name = "acr"
+    settings = {"strategy": "baseline"}
+
+
+class TestAcrCoarse(MethodContract):
+    name = "acr"
+    settings = ACR | {"detail": 2, "nt": 0}
+
+
+class TestAcrVit(MethodContract):
+    name = "acr"
+    settings = ACR | {"classifier": {"name": "mctformer", "affinity": False}}
+    spec = BackboneSpec(name="test_vit", pretrained=False)
+
+
 for _mix in mixes:
     _part = {"mix": _mix, "mix_cls": 1.0}  # weighted tags too
     globals()[f"TestRecurseedWith{_mix.capitalize()}"] = type(

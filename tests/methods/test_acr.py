@@ -1,29 +1,32 @@
 """ACR's claims: two phases that leave each other alone, the losses by hand, inferability."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weakseg.config import Frozen
-from weakseg.data.shapes import CLASSES as SHAPES
 from weakseg.data.shapes import draw
 from weakseg.errors import UserError
-from weakseg.methods import Batch, Classifier, Maps, build
+from weakseg.export.model import initialise
+from weakseg.methods import Batch, Classifier, Maps, Method, build, resolve
 from weakseg.methods.acr import ACR
-from weakseg.networks.backbone import MakeBackbone, backbone_factory
+from weakseg.networks.backbone import MakeBackbone, backbone_factory, make_backbone
 from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import load_recipe, shipped_recipes
+from weakseg.stages.train import start_backbone
 from weakseg.training.config import TrainConfig
 from weakseg.training.module import TrainingModule
 
 K = 3
-STEPS = 200
-SMALL = {"name": "acr", "width": 4, "depth": 4}
+SMALL = {"name": "acr", "width": 4, "depth": 4, "t": 0.8, "nt": 0.3, "start": 0.0}
 
 
 def new(spec: BackboneSpec, **settings: Any) -> ACR:
@@ -236,7 +239,8 @@ def test_the_drawn_class_is_a_tag_and_each_has_its_turn(tiny_spec: BackboneSpec)
     model, painter = told(tiny_spec, maps)
     drawn = model._segment
     seen = set()
-    for _ in range(30):
+    for i in range(30):
+        torch.manual_seed(i)  # as the loop does before each step
         _, best = drawn(Maps(maps, "logit"), torch.tensor([[0.0, 1, 1]]), torch.zeros(1, 3, 64, 64))
         seen.add(best.mean().item())  # class 2 is the best everywhere
     assert seen == {0.0, 1.0}
@@ -264,14 +268,12 @@ def run_step(module: TrainingModule, batch: Batch) -> None:
     optimisers = module.configure_optimizers()
     module.optimizers = lambda: optimisers  # type: ignore[method-assign]
     module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    type(module).global_rank = property(lambda _: 0)  # type: ignore[method-assign]
     module.training_step(batch, 0)
 
 
 @pytest.fixture
-def _ranked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingModule, "global_rank", 0, raising=False)
-    yield
 
 
 @pytest.mark.usefixtures("_ranked")
@@ -319,25 +321,79 @@ def test_a_classifier_is_what_it_needs(tiny_spec: BackboneSpec):
 
 def test_a_small_crop_is_refused_with_the_depth_that_fits(tiny_spec: BackboneSpec):
     model = new(tiny_spec, depth=6)
-    with pytest.raises(UserError, match=r"halved 6 times(.|\n)*depth: 5"):
+    with pytest.raises(UserError, match=r"halved 6 times(.|\n)*depth: 5(.|\n)*at least 64"):
         model.phases()["reconstructor"].losses(batch_of(side=48), 0.5)
+    coarse = new(tiny_spec, depth=6, detail=2)
+    with pytest.raises(UserError, match=r"painted at 56(.|\n)*depth: 5(.|\n)*at least 128"):
+        coarse.phases()["reconstructor"].losses(batch_of(side=112), 0.5)
 
 
-def test_a_classifier_starts_both_networks(tiny_spec: BackboneSpec):
-    cam = build({"name": "cam"}, backbone_factory(tiny_spec), K)
-    model = new(tiny_spec)
-    missing = model.load_state_dict(
-        {k: v for k, v in model.adopted(cam.state_dict()).items() if k in model.state_dict()},
-        strict=False,
-    ).missing_keys
-    assert all(key.startswith("reconstructor.") for key in missing)
-    levels = zip(cam.backbone.parameters(), model.encoder.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in levels)
+def started(model: Method, source: Method, folder: Path) -> set[str]:
+    """Starts a model from another one's folder; names of the tensors that stayed as they were."""
+    save_file(source.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return set(initialise(model, folder))
+
+
+def test_a_classifier_starts_both_networks(tiny_spec: BackboneSpec, tmp_path: Path):
+    section = {"name": "cam", "hidden": 8}
+    cam = build(section, backbone_factory(tiny_spec), K)
+    model = new(tiny_spec, classifier=section)
+    fresh = started(model, cam, tmp_path)
+    assert fresh
+    assert all(key.startswith("reconstructor.") for key in fresh)
+    pairs = zip(cam.backbone.parameters(), model.encoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     batch = batch_of()
     assert torch.equal(model.eval()(batch.images).scores, cam.eval()(batch.images).scores)
-    assert {**model.state_dict(), **model.adopted(model.state_dict())}.keys() >= set(
-        model.state_dict()
-    )
+
+
+def test_a_trained_acr_starts_itself_whole_and_others_as_its_classifier(
+    tiny_spec: BackboneSpec, tmp_path: Path
+):
+    trained, images = new(tiny_spec), torch.randn(1, 3, 64, 64)
+    again = new(tiny_spec)
+    assert not started(again, trained, tmp_path)
+    state = trained.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+    cam = build({"name": "cam"}, backbone_factory(tiny_spec), K)
+    assert not started(cam, trained, tmp_path)
+    assert torch.equal(cam.eval()(images).scores, trained.eval()(images).scores)
+    baseline = new(tiny_spec, strategy="baseline")
+    fresh = started(again, baseline, tmp_path)
+    assert all(key.startswith("reconstructor.") for key in fresh)
+    backbone = make_backbone(tiny_spec)
+    save_file(state, tmp_path / "model.safetensors")
+    start_backbone(backbone, tmp_path, "here")
+    pairs = zip(backbone.parameters(), trained.backbone.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_both_phases_of_a_step_draw_the_same_classes(tiny_spec: BackboneSpec):
+    model, painter = told(tiny_spec, torch.rand(1, K, 8, 8).expand(16, -1, -1, -1), srf=False)
+    batch = Batch(torch.randn(16, 3, 64, 64), torch.ones(16, K), [""] * 16)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        painter.given.clear()
+        for phase in model.phases().values():
+            phase.losses(batch, 0.5)
+        of_ru, of_cu = painter.given
+        torch.testing.assert_close(of_ru.chunk(3)[2], of_cu.chunk(2)[0])  # c, in both
+
+
+def test_no_class_is_the_best_where_all_maps_are_empty(tiny_spec: BackboneSpec):
+    maps = torch.zeros(1, K, 8, 8)
+    maps[:, 0, :4, :4] = 1
+    model, _ = told(tiny_spec, maps)
+    _, best = model._segment(Maps(maps, "logit"), torch.eye(K)[:1], torch.zeros(1, 3, 64, 64))
+    assert best.mean() == 0.25
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if "/acr" in n])
+def test_shipped_crops_are_large_enough(name: str):
+    recipe = load_recipe(name)
+    _, config = resolve(recipe.method)
+    assert recipe.train.crop // config.detail >= 2**config.depth
 
 
 # -- inferability
@@ -358,17 +414,17 @@ def halved(masks: Tensor) -> Tensor:
     return masks * (order <= 0.5 * order[..., -1:])
 
 
-def dilated(masks: Tensor, by: int = 8) -> Tensor:
+def dilated(masks: Tensor, by: int) -> Tensor:
     return F.max_pool2d(masks, 2 * by + 1, 1, by)
 
 
 def test_inferability_measures_precision(tiny_spec: BackboneSpec):
     """A thing is hardest to guess where exactly it is hidden: a half left over gives it away, and
     ground hidden with it is guessed from the ground around."""
-    images, masks = drawings(96)
+    images, masks = drawings(160)
     spec = tiny_spec.model_copy(update={"output_stride": 8})
-    model = new(spec, width=8, depth=4, detail=2, dropout=0, share=(0.2, 0.8))
-    kinds = (masks, halved(masks), dilated(masks))
+    model = new(spec, width=8, detail=2, dropout=0, share=(0.2, 0.8))
+    kinds = (masks, halved(masks), dilated(masks, 8))
     where = torch.zeros(8, dtype=torch.long)
 
     def maps(batch: Batch) -> Tensor:
@@ -378,23 +434,22 @@ def test_inferability_measures_precision(tiny_spec: BackboneSpec):
     model.classifier = Given(backbone_factory(spec), K, maps)
     ru = model.phases()["reconstructor"]
     optimiser = torch.optim.Adam(ru.parameters(), lr=3e-3)
-    tags = torch.ones(8, K)
-    for i in range(STEPS):
-        where = torch.randint(0, 64, (8,))
+    for i in range(150):
+        torch.manual_seed(i)
+        where = torch.randint(0, 128, (8,))
         optimiser.zero_grad()
-        terms = ru.losses(Batch(images[where], tags, []), i / STEPS)
-        sum(term for name, term in terms.items() if name != "re_cls").backward()
+        terms = ru.losses(Batch(images[where], torch.ones(8, K), []), i / 150)
+        torch.stack([v for name, v in terms.items() if name != "re_cls"]).sum().backward()
         optimiser.step()
     model.eval()
-    unseen, exact = F.avg_pool2d(images[64:], 2), F.max_pool2d(masks[64:], 2)
+    unseen, exact = F.avg_pool2d(images[128:], 2), F.max_pool2d(masks[128:], 2)
     with torch.inference_mode():
-        features = model.reconstructor.features(model.encoder(images[64:])[-3:])
+        features = model.reconstructor.features(model.encoder(images[128:])[-3:])
 
         def error(hidden: Tensor) -> float:
             off = (model.reconstructor(features, 1 - hidden) - unseen).abs().mean(1, keepdim=True)
             return ((off * hidden).sum() / hidden.sum()).item()
 
         found = error(exact), error(halved(exact)), error(dilated(exact, 4))
-    print(found)
-    assert found[0] > 1.05 * found[1]
-    assert found[0] > 1.05 * found[2]
+    assert found[0] > 1.02 * found[1]
+    assert found[0] > 1.02 * found[2]

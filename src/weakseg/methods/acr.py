@@ -47,7 +47,17 @@ from torch import Tensor, nn
 
 from weakseg.config import Frozen
 from weakseg.errors import UserError
-from weakseg.methods.base import Batch, Card, Classifier, Maps, Method, Phase, methods, resolve
+from weakseg.methods.base import (
+    INNER,
+    Batch,
+    Card,
+    Classifier,
+    Maps,
+    Method,
+    Phase,
+    methods,
+    resolve,
+)
 from weakseg.networks.backbone import Backbone, MakeBackbone
 from weakseg.networks.heads import CAMHead
 from weakseg.networks.reconstructor import Reconstructor
@@ -171,7 +181,8 @@ class ACR(Method):
             return
         self.encoder = make_backbone()
         levels = self.encoder.levels[-_LEVELS:]
-        self.encoder_head = CAMHead(levels[-1].channels, num_classes)
+        hidden = getattr(settings, "hidden", None)  # the shape of the classifier's own head
+        self.encoder_head = CAMHead(levels[-1].channels, num_classes, hidden)
         self.reconstructor = Reconstructor(levels, c.width, c.depth, c.dropout)
 
     @property
@@ -199,15 +210,15 @@ class ACR(Method):
         """The classifier's features."""
         return self.classifier.features(images)
 
-    def adopted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def adopted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A classifier's weights start the classifier and the reconstructor's encoder alike."""
-        weights = dict(weights)
-        for name, tensor in list(weights.items()):
+        adopted = super().adopted(weights)
+        for name, tensor in list(adopted.items()):
             for theirs, ours in (("backbone.", "encoder."), ("head.", "encoder_head.")):
                 if name.startswith(theirs):
-                    weights.setdefault(ours + name.removeprefix(theirs), tensor)
-            weights.setdefault(f"classifier.{name}", tensor)
-        return weights
+                    adopted.setdefault(ours + name.removeprefix(theirs), tensor)
+            adopted.setdefault(INNER + name, tensor)
+        return adopted
 
     def _painters(self) -> Iterator[nn.Parameter]:
         for module in (self.encoder, self.encoder_head, self.reconstructor):
@@ -273,8 +284,18 @@ class ACR(Method):
 
     def _pictures(self, images: Tensor) -> Tensor:
         """The images (B, 3, H, W) in the size in which they are painted."""
-        detail = self.config.detail
-        return images if detail == 1 else F.avg_pool2d(images.float(), detail, ceil_mode=True)
+        detail, depth = self.config.detail, self.config.depth
+        pictures = F.avg_pool2d(images.float(), detail, ceil_mode=True) if detail > 1 else images
+        side = min(pictures.shape[-2:])
+        if side < 2**depth:
+            raise UserError(
+                f"crops of {min(images.shape[-2:])} px, painted at {side}, cannot be halved {depth} "
+                "times",
+                where="method.depth",
+                mend=f"set method.depth: {max(1, side.bit_length() - 1)}, or a crop of at least "
+                f"{detail * 2**depth}",
+            )
+        return pictures
 
     def _segment(self, maps: Maps, tags: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """c in [0, 1] of one tagged class of each image, and where that class is the best of all.
@@ -283,12 +304,16 @@ class ACR(Method):
         """
         size = images.shape[-2:]
         tagged = tags.any(1)
-        drawn = torch.multinomial(tags + (~tagged)[:, None].to(tags.dtype), 1)
+        # Seeded by the step alone, so that both phases draw the same classes.
+        generator = torch.Generator(tags.device).manual_seed(torch.initial_seed())
+        weights = tags + (~tagged)[:, None].to(tags.dtype)
+        drawn = torch.multinomial(weights, 1, generator=generator)
         scores = maps.scores.float()
-        own = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:])).relu()
+        raw = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:]))
+        is_best = ((raw >= scores.amax(1, keepdim=True)) & (raw > 0)).float()
+        own = raw.relu()
         low, high = own.amin((2, 3), keepdim=True), own.amax((2, 3), keepdim=True)
         own = (own - low - _EPS).relu() / (high - low + _EPS) * tagged[:, None, None, None]
-        is_best = (scores.argmax(1, keepdim=True) == drawn[..., None, None]).float()
         return (
             F.interpolate(own, size, mode="bilinear", align_corners=False).clamp(0, 1),
             F.interpolate(is_best, size),
@@ -297,6 +322,8 @@ class ACR(Method):
     def _grid(self, images: Tensor, progress: float) -> Tensor:
         """M (B, 1, H, W), 1 where the segment decides what is hidden."""
         first, last = self.config.share
+        if self.config.strategy == "pretrained":
+            progress = progress / self.config.pretrain
         share = first + (last - first) * progress
         grid = self.config.grid
         cells = torch.rand(len(images), 1, grid, grid, device=images.device) < share
@@ -317,7 +344,7 @@ def _settled(section: Any) -> dict[str, Any]:
     section = {"name": section} if isinstance(section, str) else dict(section)
     if "name" not in section:
         raise UserError("no name", where="method.classifier", mend="add name: cam")
-    kind, settings = resolve(section)
+    kind, settings = resolve(section, "method.classifier")
     if not issubclass(kind, Classifier):
         raise UserError(
             f"{section['name']} does more than classify",

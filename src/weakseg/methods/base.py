@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+INNER = "classifier."
+"""Begins the names of the weights of a classifier that a method holds inside it."""
+
+
 @dataclass
 class Batch:
     """What a method trains on.
@@ -152,9 +156,13 @@ class Trainable(nn.Module):
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from what ``training_state`` returned."""
 
-    def adopted(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Weights of another model under their names in this one, for ``init_from``."""
-        return weights
+    def adopted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another model under their names in this one, for ``init_from``.
+
+        A classifier inside a method gives its weights as if it stood alone.
+        """
+        inner = {k.removeprefix(INNER): v for k, v in weights.items() if k.startswith(INNER)}
+        return {**inner, **weights}
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps of normalised images (B, 3, H, W); no tags, thresholds or scales here."""
@@ -211,10 +219,11 @@ methods: Registry[type[Method]] = Registry("method", "weakseg.methods")
 """All methods by name."""
 
 
-def resolve(section: Mapping[str, Any]) -> tuple[type[Method], Frozen]:
+def resolve(section: Mapping[str, Any], key: str = "method") -> tuple[type[Method], Frozen]:
     """The class and validated settings that a recipe's ``method`` section names.
 
-    ``name: recurseed+cutmix`` is the method with the settings of one of its ``parts``.
+    ``name: recurseed+cutmix`` is the method with the settings of one of its ``parts``. ``key`` is
+    where in the recipe the section stands, for errors.
 
     Raises:
         UserError: Unknown method or part, or every wrong setting of it at once.
@@ -226,9 +235,7 @@ def resolve(section: Mapping[str, Any]) -> tuple[type[Method], Frozen]:
         if part not in method.parts:
             raise UserError(f"{name} has no part {part!r}", mend=suggest(part, method.parts))
         settings |= {k: _merged(section, k, v) for k, v in method.parts[part].items()}
-    return method, validate(
-        method.Config, settings, where=f"method {section['name']}", prefix="method"
-    )
+    return method, validate(method.Config, settings, where=f"method {section['name']}", prefix=key)
 
 
 def _merged(section: Mapping[str, Any], key: str, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,9 +59,7 @@ class CAM(Classifier):
     def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
         super().__init__(make_backbone, num_classes, config)
         self.backbone = make_backbone()
-        self.head = CAMHead(
-            self.backbone.levels[-1].channels, num_classes, self.config.hidden
-        )
+        self.head = CAMHead(self.backbone.levels[-1].channels, num_classes, self.config.hidden)
 
     def classify(self, batch: Batch) -> tuple[Maps, dict[str, Tensor]]:
         """Maps and the classification loss."""

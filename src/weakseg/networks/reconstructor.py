@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weakseg.errors import UserError
 from weakseg.networks.backbone import Level
 
 __all__ = ["Reconstructor"]
@@ -41,7 +40,6 @@ class Reconstructor(nn.Module):
         self, levels: Sequence[Level], width: int = 64, depth: int = 6, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        self.depth = depth
         self.projections = nn.ModuleList(
             nn.Conv2d(level.channels, width * 2**i, 1, bias=False) for i, level in enumerate(levels)
         )
@@ -83,18 +81,7 @@ class Reconstructor(nn.Module):
 
         Returns:
             (B, 3, H, W), in the normalisation that it was trained with, unbounded.
-
-        Raises:
-            UserError: The image is too small to be halved so often.
         """
-        side = min(keep.shape[-2:])
-        if side < 2**self.depth:
-            raise UserError(
-                f"images of {side} px cannot be halved {self.depth} times",
-                where="method.depth",
-                mend=f"set method.depth: {max(1, side.bit_length() - 1)}, or a crop of at least "
-                f"{2**self.depth}",
-            )
         x = F.leaky_relu(self._masked_entry(features, keep), _SLOPE)
         skips = [x]
         for down in self.down:
@@ -165,20 +152,23 @@ class _MaskedTaps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of the taps and of the mask."""
         (above,) = gradients
-        taps, keep = ctx.saved_tensors
-        of_taps = torch.empty_like(taps) if ctx.needs_input_grad[0] else None
-        padded = _padded(torch.zeros_like(keep)) if ctx.needs_input_grad[1] else None
-        height, width = above.shape[-2:]
-        for k, (tap, kept, rows, columns) in enumerate(_each_tap(taps, keep)):
-            if of_taps is not None:
-                of_taps[:, k] = rows.T @ ((above * kept) @ columns)
-            if padded is not None:
-                found = (above * _enlarge(tap, rows, columns)).sum(1, keepdim=True)
-                padded[_pixels(k, height, width)] += found
-        inner = (
-            None if padded is None else padded[..., 1 : 1 + keep.shape[-2], 1 : 1 + keep.shape[-1]]
-        )
-        return of_taps, inner
+        with torch.autocast(above.device.type, enabled=False):  # it may be on around backward
+            return _gradients(ctx, above.float())
+
+
+def _gradients(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    taps, keep = ctx.saved_tensors
+    of_taps = torch.empty_like(taps) if ctx.needs_input_grad[0] else None
+    padded = _padded(torch.zeros_like(keep)) if ctx.needs_input_grad[1] else None
+    height, width = above.shape[-2:]
+    for k, (tap, kept, rows, columns) in enumerate(_each_tap(taps, keep)):
+        if of_taps is not None:
+            of_taps[:, k] = rows.T @ ((above * kept) @ columns)
+        if padded is not None:
+            found = (above * _enlarge(tap, rows, columns)).sum(1, keepdim=True)
+            padded[_pixels(k, height, width)] += found
+    inner = None if padded is None else padded[..., 1 : 1 + keep.shape[-2], 1 : 1 + keep.shape[-1]]
+    return of_taps, inner
 
 
 def _each_tap(taps: Tensor, keep: Tensor):

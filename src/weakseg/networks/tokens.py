@@ -233,7 +233,7 @@ class ClassTokens(nn.Module):
 
 def is_transformer(name: str) -> bool:
     """Whether a timm name, without its tag, is that of a ``VisionTransformer``."""
-    return model_entrypoint(name).__module__.rpartition(".")[2] in _FAMILIES
+    return timm.is_model(name) and model_entrypoint(name).__module__.rpartition(".")[2] in _FAMILIES
 
 
 def create_tokens(spec: BackboneSpec, file: Path | None) -> VisionTokens:

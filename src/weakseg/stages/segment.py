@@ -6,11 +6,13 @@ from typing import Any
 
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
+from weakseg.errors import UserError
 from weakseg.export.model import initialise
-from weakseg.methods import Trainable
+from weakseg.methods import Trainable, needs_segmenter
 from weakseg.mixing import build_mix, settle_mix
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.masks import masks_inputs
@@ -28,7 +30,7 @@ from weakseg.stages.train import (
 from weakseg.training.fit import fit
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["segment"]
+__all__ = ["check_settings", "segment"]
 
 
 def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -61,6 +63,25 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     if mix is None:
         return recipe.segmenter.model_dump(mode="json", exclude={*none, "mix", "mix_start"})
     return recipe.segmenter.model_dump(mode="json", exclude=none) | {"mix": settle_mix(mix)}
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuses before any training what would fail behind it.
+
+    Raises:
+        UserError: Wrong settings of the mix, or a backbone that the decoder cannot stand on.
+    """
+    if recipe.segmenter.mix is not None:
+        build_mix(recipe.segmenter.mix, 1)
+    wanted = needs_segmenter(recipe.method, recipe.segmenter.enabled)
+    name = recipe.segmenter_backbone.name
+    if wanted and is_transformer(name.split(".")[0]):
+        raise UserError(
+            f"DeepLabV3+ needs a convolutional backbone, and {name} is a transformer",
+            where="segmenter.backbone",
+            mend="give the segmenter one of its own, such as "
+            "--set segmenter.backbone.name=resnet50.tv_in1k, or set segmenter.enabled: false",
+        )
 
 
 def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, load, save
+from weakseg.export.model import find_model, initialise, read_weights, save
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
@@ -235,8 +235,14 @@ def start_backbone(backbone: Backbone, folder: Path, where: str) -> None:
     Raises:
         UserError: They differ; ``where`` is the recipe's key that asked for it.
     """
+    weights = read_weights(find_model(folder))
+    own = {
+        key.partition("backbone.")[2]: tensor
+        for key, tensor in weights.items()
+        if key.startswith(("backbone.", "classifier.backbone."))
+    }
     try:
-        backbone.load_state_dict(load(folder).model.backbone.state_dict())
+        backbone.load_state_dict(own)
     except RuntimeError:
         raise UserError(
             "the backbone differs from the classifier's",

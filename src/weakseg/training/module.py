@@ -167,9 +167,11 @@ class TrainingModule(L.LightningModule):
         if not sums and not self._is_distributed():
             return
         self._check_finite(sums)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
         if self._is_distributed():
-            _average_gradients([p for group in optimiser.param_groups for p in group["params"]])
-        optimiser.step()
+            _average_gradients(parameters)
+        if any(p.grad is not None for p in parameters):  # the same in all processes by now
+            optimiser.step()
 
     def _check_finite(self, sums: dict[str, Tensor]) -> None:
         values = (
