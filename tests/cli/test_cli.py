@@ -152,6 +152,15 @@ def test_dry_run_plans_and_writes_nothing(photos, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_dry_run_of_a_method_with_a_phase_that_has_ended(photos, tmp_path):
+    settings = ("name=acr", "strategy=pretrained", "width=4", "depth=4")
+    sets = [word for s in settings for word in ("--set", f"method.{s}")]
+    for s in ("backbone.name=test_resnet", "train.crop=64", "segmenter.enabled=false"):
+        sets += ["--set", s]
+    labels = tmp_path / "labels.csv"
+    assert _call("run", photos, labels, "--out", tmp_path / "out", "--dry-run", *sets) == 0
+
+
 def test_init_writes_a_recipe_that_is_kept(tmp_path, capsys):
     path = tmp_path / "own.yaml"
     assert _call("init", path, "--like", "demo") == 0

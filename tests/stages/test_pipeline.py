@@ -423,3 +423,11 @@ def test_a_mix_of_a_segmenter_is_checked_before_the_data(tiny, tmp_path):
     with pytest.raises(UserError, match="unknown mix 'cutmx'"):
         run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_segmenter_on_a_transformer_is_refused_before_the_data(tiny, tmp_path):
+    values = tiny.model_dump(mode="json") | {"method": {"name": "mctformer"}}
+    values["backbone"] |= {"name": "test_vit", "output_stride": 16, "options": {}}
+    with pytest.raises(UserError, match="segmenter.backbone"):
+        run_recipe(load_recipe(values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

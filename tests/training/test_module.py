@@ -72,6 +72,13 @@ class TwoPhases(Toy):
         return {"b": super().losses(batch, progress)["cls"]}
 
 
+class Ending(TwoPhases):
+    """Its first phase has nothing to teach after the first step."""
+
+    def front(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return super().front(batch, progress) if progress == 0 else {}
+
+
 @pytest.fixture
 def run(tmp_path: Path, tiny_collection: Collection) -> Callable[..., TrainingResult]:
     """Trains in a folder; ``make`` builds the model from the number of steps."""
@@ -128,6 +135,19 @@ def test_training_changes_the_model_and_counts_its_steps(run, tmp_path: Path):
     assert (tmp_path / "run/last.ckpt").exists()
     assert not list((tmp_path / "run").glob(".*"))
     assert [step for step, _ in read_losses(tmp_path / "run")["cls"]] == [1, 2, 3]
+
+
+def test_a_phase_without_terms_leaves_its_parameters_alone(run):
+    """Neither momentum nor decay moves them."""
+    start = weights(Ending(4))
+    moving = {"momentum": 0.9, "weight_decay": 0.1}
+    once = run(lambda n: _with(Ending(n), start), steps=4, **moving)
+    assert once.active_steps == {"a": 1, "b": 4}
+    one = run(lambda n: _with(TwoPhases(n), start), steps=4, folder="other", **moving)
+    assert one.active_steps == {"a": 4, "b": 4}
+    first = run(lambda n: _with(Ending(n), start), steps=1, folder="first", **moving)
+    assert torch.equal(once.model.first.weight, first.model.first.weight)
+    assert not torch.equal(one.model.first.weight, first.model.first.weight)
 
 
 def _with(model: Toy, state: dict[str, Tensor]) -> Toy:
