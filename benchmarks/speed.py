@@ -218,7 +218,7 @@ def seam_step_published(images: Collection) -> Measured:
 
 def acr_step(images: Collection) -> Measured:
     """ACR with the narrow reconstructor: at most 4 is wanted."""
-    return _method_step({"name": "acr", "width": 16, "detail": 2}, images)
+    return _method_step({"name": "acr", "preset": "narrow"}, images)
 
 
 def acr_step_published(images: Collection) -> Measured:

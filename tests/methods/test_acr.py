@@ -396,6 +396,19 @@ def test_shipped_crops_are_large_enough(name: str):
     assert recipe.train.crop // config.detail >= 2**config.depth
 
 
+def test_presets_give_way_to_keys_beside_them():
+    def of(**settings: Any) -> Any:
+        return resolve({"name": "acr", **settings})[1]
+
+    assert (of(preset="narrow").width, of(preset="narrow").detail) == (16, 2)
+    paper = of(preset="paper", depth=7)
+    assert (paper.t, paper.nt, paper.start, paper.dropout) == (0.8, 0.3, 0, 0.5)
+    assert paper.depth == 7
+    assert of(**paper.model_dump(mode="json")) == paper
+    with pytest.raises(UserError, match="preset"):
+        of(preset="narow")
+
+
 # -- inferability
 
 

@@ -64,6 +64,13 @@ from weakseg.networks.reconstructor import Reconstructor
 
 __all__ = ["ACR"]
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "narrow": {"width": 16, "detail": 2},
+    "paper": {"t": 0.8, "nt": 0.3, "start": 0.0, "dropout": 0.5, "depth": 8},
+}
+"""What the presets set; keys given beside them win."""
+
 _EPS = 1e-5
 _LEVELS = 3  # that the reconstructor reads
 
@@ -92,8 +99,16 @@ class ACR(Method):
     )
 
     class Config(Frozen):
-        """Classifier, strategy, weights of the losses (0 = off), feeding and reconstructor."""
+        """Classifier, strategy, weights of the losses (0 = off), feeding and reconstructor.
 
+        Keys given beside ``preset`` win.
+        """
+
+        preset: Literal["default", "narrow", "paper"] = Field(
+            "default",
+            description="narrow = a small reconstructor for small machines (width 16, detail 2); "
+            "paper = weights and depth of the published code",
+        )
         classifier: dict[str, Any] = Field(
             default_factory=lambda: {"name": "cam"},
             validate_default=True,
@@ -145,6 +160,13 @@ class ACR(Method):
         dropout: float = Field(
             0.0, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
         )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _apply_preset(cls, values: Any) -> Any:
+            if isinstance(values, dict):
+                return {**PRESETS.get(str(values.get("preset")), {}), **values}
+            return values
 
         @field_validator("classifier", mode="before")
         @classmethod
