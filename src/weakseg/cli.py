@@ -300,6 +300,10 @@ def list_methods() -> None:
     for name in methods:
         card = methods[name].card
         table.add_row(name, card.paper, card.idea)
+        for part, settings in methods[name].parts.items():
+            if part not in mixes:
+                words = ", ".join(f"{key}: {value['name']}" for key, value in settings.items())
+                table.add_row(f"{name}+{part}", "", f"{name} with {words}")
     console.print(table)
     table = Table("mix", "paper", "idea", box=None)
     for name in mixes:

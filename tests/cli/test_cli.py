@@ -296,3 +296,4 @@ def test_methods_lists_cards_and_recipes(capsys):
     assert "demo" in printed
     assert "pamr" in printed and "crf" in printed
     assert "edgepredictmix" in printed and "recurseed+<mix>" in printed
+    assert "acr+vit" in printed and "classifier: mctformer" in printed
