@@ -123,16 +123,16 @@ class ACR(Method):
             0.5, gt=0, lt=1, description="share of the schedule that teaches a fixed reconstructor"
         )
         start: float = Field(
-            0.2,
+            0.3,
             ge=0,
             lt=1,
             description="share of the schedule before the classifier is opposed (code: 0)",
         )
         t: float = Field(
-            10.0, ge=0, description="weight of L_t, the rest from the segment (code: .8)"
+            5.0, ge=0, description="weight of L_t, the rest from the segment (code: .8)"
         )
         nt: float = Field(
-            4.0, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
+            1.0, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
         )
         full: float = Field(0.2, ge=0, description="RU: weight of the whole image (code: .2)")
         hidden_t: float = Field(0.3, ge=0, description="RU: weight of hidden segments (code: .3)")
