@@ -199,8 +199,11 @@ def _on_voc(wanted: str) -> list[str]:
     for row in _read("quality.csv"):
         method, _, _ = row["method"].partition("+")
         plain = method == wanted or (method == "cam" and not row["variant"])
-        if plain and row["stage"] in ("mask", "segmenter"):
-            key = (row["method"], row["variant"], row["steps"], row["list"], row["stage"])
+        what = {"mask": "masks", "segmenter": "predictions"}.get(row["stage"])
+        if row["stage"] == "seed" and row["rule"] == "oracle":
+            what = f"scores of {row['head']}, oracle"
+        if plain and what:
+            key = (row["method"], row["variant"], row["steps"], row["list"], what)
             found[key][row["seed"]] = row
     lines = [
         "VOC subset (`report_320` are training images, tags given; `val_160` without tags), ResNet-18 "
@@ -210,10 +213,9 @@ def _on_voc(wanted: str) -> list[str]:
         "| method | steps | list | what | mIoU | FP | FN | seeds |",
         "|" + "---|" * 8,
     ]
-    for (method, variant, steps, of, stage), by_seed in found.items():
+    for (method, variant, steps, of, what), by_seed in found.items():
         rows = list(by_seed.values())
         name = method + (f" ({variant})" if variant else "")
-        what = "masks" if stage == "mask" else "predictions"
         cells = [_spread([r[key] for r in rows]) for key in ("miou", "fp", "fn")]
         lines.append("| " + " | ".join([name, steps, of, what, *cells, str(len(rows))]) + " |")
     return lines
