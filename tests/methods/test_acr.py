@@ -396,6 +396,21 @@ def test_shipped_crops_are_large_enough(name: str):
     assert recipe.train.crop // config.detail >= 2**config.depth
 
 
+def test_weak_maps_are_not_opposed_harder_than_strong_ones(tiny_spec: BackboneSpec):
+    """Else they shrink, are opposed harder still, and end empty, where nothing is given away."""
+    strong = torch.rand(2, K, 8, 8) * 4
+    reached = []
+    for factor in (1.0, 0.1, 1e-3):
+        maps = (strong * factor).requires_grad_()
+        model, painter = told(tiny_spec, maps)
+        terms = model.phases()["classifier"].losses(one_class(), 0.5)
+        (gradient,) = torch.autograd.grad(terms["adv_t"] + terms["adv_nt"], maps)
+        reached.append((gradient.norm().item(), painter.given[0].detach()))
+    assert reached[0][0] > 0
+    assert all(norm <= 1.001 * reached[0][0] * 4 for norm, _ in reached[1:])
+    torch.testing.assert_close(reached[1][1], reached[0][1], atol=1e-3, rtol=0)  # the same c
+
+
 def test_presets_give_way_to_keys_beside_them():
     def of(**settings: Any) -> Any:
         return resolve({"name": "acr", **settings})[1]

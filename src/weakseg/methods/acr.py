@@ -337,9 +337,13 @@ class ACR(Method):
         is_best = ((raw >= scores.amax(1, keepdim=True)) & (raw > 0)).float()
         own = raw.relu()
         low, high = own.amin((2, 3), keepdim=True), own.amax((2, 3), keepdim=True)
-        own = (own - low - _EPS).relu() / (high - low + _EPS) * tagged[:, None, None, None]
+        c = (own - low - _EPS).relu() / (high - low + _EPS) * tagged[:, None, None, None]
+        # Min-max stretches weak maps, and their gradients as much: opposed that hard they go out,
+        # and an empty segment gives nothing away.
+        steady = (high - low).detach().clamp(max=1)
+        c = steady * c + (1 - steady) * c.detach()
         return (
-            F.interpolate(own, size, mode="bilinear", align_corners=False).clamp(0, 1),
+            F.interpolate(c, size, mode="bilinear", align_corners=False).clamp(0, 1),
             F.interpolate(is_best, size),
         )
 
