@@ -132,7 +132,7 @@ def _methods() -> list[str]:
     ]
     for on, what in (
         ("held-out", f"500 images of another seed of the generator. {CHOSEN}"),
-        ("train", "The 500 training images, on which SEAM's defaults were chosen:"),
+        ("train", "The 500 training images, on which defaults of SEAM and ACR were chosen:"),
     ):
         lines += ["", what, "", *_methods_on([r for r in _read("methods.csv") if r["set"] == on])]
     return lines
