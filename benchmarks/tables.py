@@ -198,7 +198,9 @@ def _on_voc(wanted: str) -> list[str]:
     found: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("quality.csv"):
         method, _, _ = row["method"].partition("+")
-        plain = method == wanted or (method == "cam" and not row["variant"])
+        # Other variants of CAM are its refinements; the shorter one stands beside ACR's.
+        cams = ("", "200 steps") if wanted == "acr" else ("",)
+        plain = method == wanted or (method == "cam" and row["variant"] in cams)
         what = {"mask": "masks", "segmenter": "predictions"}.get(row["stage"])
         if row["stage"] == "seed" and row["rule"] == "oracle":
             what = f"scores of {row['head']}, oracle"
