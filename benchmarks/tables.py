@@ -48,6 +48,7 @@ TITLES = {
     "f1": "F1",
 }
 VIT = ("mctformer", "acr+vit")
+SHORTER = "200 steps"
 CHAINS = ("pamr", "scg", "scg + pamr", "affinity", "affinity + crf")
 
 
@@ -80,7 +81,8 @@ def _refinement() -> list[str]:
     """Score maps and masks of the VOC subset after each chain: one line for each chain."""
     found: dict[str, dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
     for row in _read("quality.csv"):
-        if row["method"] != "cam" or row["list"] != "report_320":
+        other = row["method"] != "cam" or row["variant"] == SHORTER
+        if other or row["list"] != "report_320":
             continue
         if row["stage"] == "seed" or row["stage"].startswith("refined: "):
             kind = "oracle" if row["rule"] == "oracle" else "scores"
@@ -199,7 +201,7 @@ def _on_voc(wanted: str) -> list[str]:
     for row in _read("quality.csv"):
         method, _, _ = row["method"].partition("+")
         # Other variants of CAM are its refinements; the shorter one stands beside ACR's.
-        cams = ("", "200 steps") if wanted == "acr" else ("",)
+        cams = ("", SHORTER) if wanted == "acr" else ("",)
         plain = method == wanted or (method == "cam" and row["variant"] in cams)
         what = {"mask": "masks", "segmenter": "predictions"}.get(row["stage"])
         if row["stage"] == "seed" and row["rule"] == "oracle":
