@@ -27,7 +27,8 @@ with ground truth; `label-free` that it was found from images and tags alone.
 """
 CHOSEN = (
     "Nothing was chosen on them but EdgePredictMix's `below` (on seed 0): its rows are not "
-    "independent of that choice."
+    "independent of that choice. ACR's weights were chosen on the training images, but rows of these "
+    "had been seen for its first choice (t 10, nt 4), which was dropped."
 )
 RECURSEED = (
     "Without ground truth: the decoder's most probable class, the CAM's label-free threshold; FP, FN "
