@@ -1,7 +1,8 @@
 """What every source yields: samples, gathered in a collection.
 
-A *sample* is one image with its tags and, only if the user has one, a ground-truth mask. Masks
-evaluate: the check looks whether they fit, the evaluation and the report compare with them.
+A *sample* is one image with its tags and, only if the user has them, a ground-truth mask and
+boxes. They evaluate: the check looks whether they fit, the evaluation and the report compare with
+them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,28 @@ import numpy as np
 
 from weakseg.errors import UserError
 
-__all__ = ["IMAGE_SUFFIXES", "Collection", "Sample"]
+__all__ = ["IMAGE_SUFFIXES", "Box", "Collection", "Sample"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A ground-truth box, for evaluation only.
+
+    Attributes:
+        tag: Name of its class.
+        x1: Left edge, in pixels from the image's left.
+        y1: Upper edge.
+        x2: Right edge, exclusive: the box is ``x2 - x1`` pixels wide.
+        y2: Lower edge, exclusive.
+    """
+
+    tag: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +52,7 @@ class Sample:
             that nobody has tagged it.
         split: ``"train"``, ``"val"`` or any other name the table gives.
         mask: Ground-truth mask, for evaluation only.
+        boxes: Ground-truth boxes, for evaluation only; ``None`` where the source has none.
     """
 
     id: str
@@ -39,6 +60,7 @@ class Sample:
     tags: tuple[str, ...] | None
     split: str = "train"
     mask: Path | None = None
+    boxes: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True)
