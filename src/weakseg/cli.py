@@ -237,6 +237,55 @@ def predict(
 
 
 @app.command
+def score(
+    masks: Path,
+    images: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    shown: Annotated[int, Parameter(validator=Number(gte=1))] = 60,
+) -> None:
+    """Sort masks by how good they probably are, without ground truth: correct the worst first.
+
+    Writes a table (CSV) of all masks and a page (HTML) of the least certain.
+
+    Args:
+        masks: Folder of masks (indexed PNG), from any program; or a run.
+        images: Folder of their images; not needed for a run.
+        out: Table to write; the page stands beside it. Default: quality.csv, in the run if it is one.
+        shown: Masks on the page.
+    """
+    from weakseg.report.quality import write_quality_page
+    from weakseg.stages import masks as of_run
+    from weakseg.stages.check import collect
+    from weakseg.stages.score import class_names, match, score_masks, write_quality
+
+    run = RunFolder(masks)
+    if images is None:
+        if not run.recipe_file.exists():
+            raise UserError(
+                "the images of these masks are not given",
+                where=masks,
+                mend="write `weakseg score MASKS IMAGES`, or give a run",
+            )
+        run.require("masks")
+        recipe = load_recipe(run.recipe_file)
+        collection = collect(recipe.data).split(*recipe.data.train)
+        scored, names = of_run.score(run, collection), collection.classes
+    else:
+        scored, names = score_masks(match(masks, images)), class_names(masks)
+    table = out or (run.path / "quality.csv" if images is None else Path("quality.csv"))
+    write_quality(table, scored)
+    page = table.with_suffix(".html")
+    rows = [(s.masked.id, s.masked.image, s.masked.mask, s.quality) for s in scored[:shown]]
+    write_quality_page(page, rows, len(scored), names)
+    for item in scored[:10]:
+        console.print(f"{item.quality.score:.2f}  {escape(item.masked.id)}")
+    print(table)
+    print(page)
+
+
+@app.command
 def evaluate(folder: Path, /, *, sets: Sets = ()) -> None:
     """Compare a run with ground-truth masks (--set data.masks=FOLDER)."""
     _until("evaluate", folder, sets)

@@ -204,6 +204,20 @@ def test_every_stored_level_falls_on_the_right_side_of_every_threshold():
         np.testing.assert_array_equal(sweep.confusions()[:, 1, 1], above)
 
 
+def test_a_threshold_for_each_class_equals_judging_its_masks():
+    rng = np.random.default_rng(3)
+    sweep, total = ThresholdSweep(3, 20), np.zeros((4, 5), np.int64)
+    own = np.array([0.1, 0.35, 0.8])
+    for _ in range(4):
+        best, truth = rng.random((9, 11), np.float32), rng.integers(0, 4, (9, 11)).astype(np.uint8)
+        winner = rng.integers(1, 4, (9, 11)).astype(np.uint8)
+        sweep.update(best, winner, truth)
+        mask = np.where(best > own[winner - 1].astype(np.float32), winner, 0).astype(np.uint8)
+        total += confusion_matrix(mask, truth, 3)
+    np.testing.assert_array_equal(sweep.confusion(own), total)
+    np.testing.assert_array_equal(sweep.confusion(np.full(3, 0.4)), sweep.confusions()[8])
+
+
 def test_the_best_threshold_is_found():
     truth = np.array([[0, 0, 1, 1]], np.uint8)
     sweep = ThresholdSweep(1, 10)

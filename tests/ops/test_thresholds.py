@@ -1,41 +1,80 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weakseg.ops import label_free_threshold
+from weakseg.ops import CRITERIA, label_free_threshold
 
 
 def _cross_entropy(scores: np.ndarray, threshold: float) -> float:
-    """The definition, on the scores themselves."""
     low, high = scores[scores < threshold], scores[scores >= threshold]
-    return -sum(part.sum() * np.log(part.mean()) for part in (low, high))
+    return -sum(part.sum() * np.log(part.mean()) for part in (low, high)) / scores.sum()
 
 
+def _variance(scores: np.ndarray, threshold: float) -> float:
+    """Variance within the two parts; the criterion leaves out the whole variance."""
+    parts = scores[scores < threshold], scores[scores >= threshold]
+    within = sum(len(part) * part.var() for part in parts) / len(scores)
+    return within - scores.var()
+
+
+def _expected_iou(scores: np.ndarray, threshold: float) -> float:
+    high = scores[scores >= threshold]
+    missed = scores[scores < threshold].sum()
+    return -high.sum() / (len(high) + missed)
+
+
+def _evidence(scores: np.ndarray, threshold: float, zeros: int = 0) -> float:
+    return abs(threshold - np.sqrt(scores.mean() * scores.sum() / (len(scores) + zeros)))
+
+
+DEFINITIONS = {
+    "cross-entropy": _cross_entropy,
+    "expected-iou": _expected_iou,
+    "evidence": _evidence,
+    "variance": _variance,
+}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 @given(st.lists(st.tuples(st.integers(1, 31), st.integers(1, 50)), min_size=2, max_size=20))
-def test_it_minimises_the_definition(filled):
+def test_it_minimises_the_definition(criterion, filled):
     histogram = np.zeros(32)
     for place, count in filled:
         histogram[place] += count
     scores = np.repeat((np.arange(32) + 0.5) / 32, histogram.astype(int))
-    curve = label_free_threshold(histogram)
+    curve = label_free_threshold(histogram, criterion)
     if len(np.unique(scores)) < 2:
         assert curve is None
         return
-    values = [_cross_entropy(scores, t) for t in curve.thresholds]
-    np.testing.assert_allclose(curve.values * scores.sum(), values, rtol=1e-9, atol=1e-9)
-    assert _cross_entropy(scores, curve.threshold) <= min(values) + 1e-9
+    values = [DEFINITIONS[criterion](scores, t) for t in curve.thresholds]
+    np.testing.assert_allclose(curve.values, values, rtol=1e-9, atol=1e-9)
+    assert DEFINITIONS[criterion](scores, curve.threshold) <= min(values) + 1e-9
 
 
-def test_two_clusters_are_told_apart_and_zeros_do_not_count():
+def test_evidence_counts_what_shows_nothing():
+    histogram = np.zeros(32)
+    histogram[[4, 9, 20]] = 30, 20, 10
+    scores = np.repeat((np.arange(32) + 0.5) / 32, histogram.astype(int))
+    histogram[0] = 500
+    curve = label_free_threshold(histogram, "evidence")
+    values = [_evidence(scores, t, zeros=500) for t in curve.thresholds]
+    np.testing.assert_allclose(curve.values, values)
+
+
+@pytest.mark.parametrize("criterion", [c for c in CRITERIA if c != "evidence"])
+def test_two_clusters_are_told_apart_and_zeros_do_not_count(criterion):
     histogram = np.zeros(256)
     histogram[20:40] = 100
     histogram[180:220] = 30
-    assert 40 / 256 <= label_free_threshold(histogram).threshold <= 180 / 256
+    found = label_free_threshold(histogram, criterion).threshold
+    assert 40 / 256 <= found <= 180 / 256
     with_zeros = histogram.copy()
     with_zeros[0] = 10**9
-    assert label_free_threshold(with_zeros).threshold == label_free_threshold(histogram).threshold
+    assert label_free_threshold(with_zeros, criterion).threshold == found
 
 
-def test_nothing_to_split():
-    assert label_free_threshold(np.zeros(256)) is None
-    assert label_free_threshold(np.eye(256)[7] * 5) is None
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_nothing_to_split(criterion):
+    assert label_free_threshold(np.zeros(256), criterion) is None
+    assert label_free_threshold(np.eye(256)[7] * 5, criterion) is None

@@ -11,6 +11,7 @@ from weakseg.ops.boxes import (
 )
 from weakseg.ops.confusion import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.ops.dense_crf import dense_crf, dense_crf_from_labels, dense_crf_many
+from weakseg.ops.mask_quality import MaskQuality, mask_agreement, mask_quality
 from weakseg.ops.pamr import pamr
 from weakseg.ops.random_walk import (
     edge_affinity,
@@ -29,11 +30,14 @@ from weakseg.ops.scores import (
     power_threshold,
 )
 from weakseg.ops.superpixels import majority_vote, superpixels
-from weakseg.ops.thresholds import ThresholdCurve, label_free_threshold
+from weakseg.ops.thresholds import CRITERIA, Criterion, ThresholdCurve, label_free_threshold
 from weakseg.ops.view import View
 
 __all__ = [
+    "CRITERIA",
     "BoxAccuracy",
+    "Criterion",
+    "MaskQuality",
     "Metrics",
     "ThresholdCurve",
     "ThresholdSweep",
@@ -53,6 +57,8 @@ __all__ = [
     "label_free_threshold",
     "largest_box",
     "majority_vote",
+    "mask_agreement",
+    "mask_quality",
     "max_box_accuracy",
     "merge_maps",
     "metrics",

@@ -149,6 +149,20 @@ class ThresholdSweep:
             matrices[t, :, 0] += self._counts[: t + 1].sum((0, 2))
         return matrices
 
+    def confusion(self, thresholds: np.ndarray) -> np.ndarray:
+        """(K + 1, K + 2) int64: the matrix where each class has a threshold of its own.
+
+        Args:
+            thresholds: (K,) of the classes 1..K; the next lower one of the swept is taken.
+        """
+        matrix = np.zeros((self.num_classes + 1, self.num_classes + 2), np.int64)
+        places = np.searchsorted(self.thresholds, thresholds, side="right")
+        for winner, place in enumerate(places, start=1):
+            matrix[:, winner] += self._counts[place:, :, winner].sum(0)
+            matrix[:, 0] += self._counts[:place, :, winner].sum(0)
+        matrix[:, 0] += self._counts[:, :, 0].sum(0)  # images without any map
+        return matrix
+
     def best(self) -> tuple[float, Metrics]:
         """The threshold with the highest mIoU: it saw ground truth, so it is an *oracle* number."""
         results = [metrics(matrix) for matrix in self.confusions()]

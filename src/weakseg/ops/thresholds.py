@@ -1,12 +1,22 @@
-"""Background thresholds from score maps alone: no ground truth is involved."""
+"""Background thresholds from score maps alone: no ground truth is involved.
+
+All criteria look at one histogram: how many pixels have which best foreground score. Pixels without
+any evidence (scores of zero) take no part, unless it says otherwise: where there is no evidence
+there is nothing to split.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-__all__ = ["ThresholdCurve", "label_free_threshold"]
+__all__ = ["CRITERIA", "Criterion", "ThresholdCurve", "label_free_threshold"]
+
+Criterion = Literal["cross-entropy", "expected-iou", "evidence", "variance"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 
 @dataclass(frozen=True)
@@ -24,37 +34,86 @@ class ThresholdCurve:
     values: np.ndarray
 
 
-def label_free_threshold(histogram: np.ndarray) -> ThresholdCurve | None:
-    """The threshold of least cross-entropy between scores and their two-level version (Li & Lee 1993).
+def label_free_threshold(
+    histogram: np.ndarray, criterion: Criterion = "cross-entropy"
+) -> ThresholdCurve | None:
+    """The threshold at which a criterion of the scores' histogram is smallest.
 
-    With x the scores above zero, split by t into two parts with means m0(t) and m1(t), it minimises
+    With x the scores above zero, split by t into a lower part of n0 pixels with mean m0 and an
+    upper part of n1 with mean m1:
 
-        - sum_{x <= t} x log m0(t) - sum_{x > t} x log m1(t).
+    ``cross-entropy`` (Li & Lee 1993)
+        ``- n0 m0 log m0 - n1 m1 log m1``, of the scores with their two-level version. Scores of a
+        network that was trained on tags fall off slowly from the telling part of an object to its
+        rim; this weighs small scores more than ``variance`` does, and keeps the rim.
+    ``variance`` (Otsu 1979)
+        ``- n0 n1 (m1 - m0)^2 / (n0 + n1)^2``: splits at half height, which suits flat maps.
+    ``expected-iou``
+        ``- n1 m1 / (n1 + n0 m0)``: minus the intersection over union that is to be expected if a
+        score is taken for the probability that its pixel is foreground.
+    ``evidence``
+        ``|t - sqrt(m m')|``, m the mean of the scores above zero and m' that of all: the more of
+        the images shows nothing at all, the less is asked of what shows something.
 
-    Scores of a network that was trained on tags fall off slowly from the telling part of an object
-    to its rim; a criterion of squared distance (Otsu) splits at half height and misses the rim,
-    this one weighs small scores more. Zeros are left out: where there is no evidence at all there
-    is nothing to split. Chosen against Otsu, colour contrast and per-image variants on ``shapes``
-    and on the VOC subset's ``tune_320`` list: 0.1 and 0.2 mIoU below the best threshold there.
+    ``docs/thresholds.md`` compares them.
 
     Args:
         histogram: (N,) counts of the best foreground score of every pixel, N even bins over [0, 1].
+        criterion: One of the above.
 
     Returns:
         The threshold with its curve; ``None`` where fewer than two bins above zero are filled.
     """
-    counts = np.asarray(histogram, dtype=np.float64).copy()
-    size = len(counts)
-    counts[0] = 0
+    counts = np.array(histogram, dtype=np.float64)
+    zeros, counts[0] = counts[0], 0
     filled = np.flatnonzero(counts)
     if len(filled) < 2:
         return None
-    scores = (np.arange(size) + 0.5) / size
+    scores = (np.arange(len(counts)) + 0.5) / len(counts)
+    # Each cut is the last bin of the lower part; both parts hold pixels.
+    cuts = np.arange(filled[0], filled[-1])
     weight, mass = counts.cumsum(), (counts * scores).cumsum()
-    cuts = np.arange(
-        filled[0], filled[-1]
-    )  # the last bin of the lower part; both parts hold pixels
-    low, high = mass[cuts], mass[-1] - mass[cuts]
-    values = -low * np.log(low / weight[cuts]) - high * np.log(high / (weight[-1] - weight[cuts]))
-    thresholds = (cuts + 1) / size
-    return ThresholdCurve(float(thresholds[values.argmin()]), thresholds, values / mass[-1])
+    low = _Part(weight[cuts], mass[cuts])
+    high = _Part(weight[-1] - low.weight, mass[-1] - low.mass)
+    thresholds = (cuts + 1) / len(counts)
+    values = _VALUES[criterion](low, high, thresholds, zeros)
+    return ThresholdCurve(float(thresholds[values.argmin()]), thresholds, values)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The pixels on one side of each cut: how many, and the sum of their scores; both (T,)."""
+
+    weight: np.ndarray
+    mass: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.mass / self.weight
+
+
+def _cross_entropy(low: _Part, high: _Part, thresholds: np.ndarray, zeros: float) -> np.ndarray:
+    total = low.mass + high.mass
+    return -(low.mass * np.log(low.mean) + high.mass * np.log(high.mean)) / total
+
+
+def _variance(low: _Part, high: _Part, thresholds: np.ndarray, zeros: float) -> np.ndarray:
+    total = low.weight + high.weight
+    return -low.weight * high.weight * (high.mean - low.mean) ** 2 / total**2
+
+
+def _expected_iou(low: _Part, high: _Part, thresholds: np.ndarray, zeros: float) -> np.ndarray:
+    return -high.mass / (high.weight + low.mass)
+
+
+def _evidence(low: _Part, high: _Part, thresholds: np.ndarray, zeros: float) -> np.ndarray:
+    mass, weight = low.mass + high.mass, low.weight + high.weight
+    return np.abs(thresholds - mass / np.sqrt(weight * (weight + zeros)))
+
+
+_VALUES: dict[Criterion, Callable[[_Part, _Part, np.ndarray, float], np.ndarray]] = {
+    "cross-entropy": _cross_entropy,
+    "expected-iou": _expected_iou,
+    "evidence": _evidence,
+    "variance": _variance,
+}

@@ -7,6 +7,7 @@ damaged or of an older format: that part is simply not there.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -119,6 +120,7 @@ class Facts:
         check: ``check.json``, or an empty dictionary.
         losses: Stage (``train``, ``segment``) -> term -> (step, value) points.
         worst: ``mask`` or ``segmenter`` -> (id, IoU), the worst first.
+        uncertain: (id, estimated quality) of masks, the least certain first.
         date: When the newest stage record was written, in words.
     """
 
@@ -132,6 +134,7 @@ class Facts:
     scores: tuple[Score, ...]
     sweep: Sweep | None
     worst: dict[str, list[tuple[str, float]]]
+    uncertain: list[tuple[str, float]]
     losses: dict[str, dict[str, Curve]]
     date: str
 
@@ -189,6 +192,7 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
         scores=tuple(_score(row) for row in entries(results, "rows") if isinstance(row, dict)),
         sweep=_sweep(results.get("sweep")),
         worst=_worst(results.get("worst")),
+        uncertain=_uncertain(run.stage_folder("masks") / "quality.csv"),
         losses={
             "train": _losses(run.stage_folder("train")),
             "refine": _losses(run.stage_folder("refine") / "network"),
@@ -296,6 +300,14 @@ def _sweep(values: Any) -> Sweep | None:
         return None
     miou, fp, fn = (_curve(values, "thresholds", key) for key in ("miou", "fp", "fn"))
     return Sweep(str(values.get("split", "")), miou, fp, fn) if miou else None
+
+
+def _uncertain(path: Path) -> list[tuple[str, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [(row["id"], float(row["score"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError):
+        return []
 
 
 def _worst(values: Any) -> dict[str, list[tuple[str, float]]]:

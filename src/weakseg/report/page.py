@@ -49,6 +49,7 @@ _SECTIONS = {
     "results": "Results",
     "classes": "Classes",
     "worst": "Worst cases",
+    "uncertain": "Least certain masks",
     "stages": "Stages",
     "recipe": "Recipe",
 }
@@ -115,6 +116,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "stage_names": _STAGE_NAMES,
         "classes": _class_columns(facts),
         "worst": list(_worst_lists(facts)),
+        "uncertain": _uncertain(facts),
         "stages": list(_stages(facts)),
         "versions": _versions(facts),
     }
@@ -337,6 +339,17 @@ def _worst_lists(facts: Facts) -> Iterator[tuple[str, PictureGrid]]:
         grid = _grid(rows)
         if grid is not None:
             yield title, grid
+
+
+def _uncertain(facts: Facts) -> PictureGrid | None:
+    samples = {s.id: s for s in facts.train_samples}
+    chosen = [pair for pair in facts.uncertain if pair[0] in samples][:_WORST]
+    return _grid(
+        [
+            _picture_row(facts, samples[key], ("image", "overlay"), f"estimate {score:.2f}")
+            for key, score in chosen
+        ]
+    )
 
 
 # --- charts ---------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ from weakseg.ops import label_free_threshold, power_threshold
 from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.score import Masked, Scored, score_masks, write_quality
 from weakseg.stages.seeds import scores_path
 
-__all__ = ["Rule", "choose_rule", "label", "masks", "masks_inputs"]
+__all__ = ["Rule", "choose_rule", "label", "masks", "masks_inputs", "score"]
 
 _BINS = 256
+_ESTIMATED = 2000  # masks whose quality a run estimates by itself; `weakseg score RUN` does all
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         with ThreadPoolExecutor() as pool:
             for _ in track(pool.map(write, missing), "masks", len(missing)):
                 pass
+        score(run, images, _ESTIMATED)
         stage.results |= {
             "images": len(images),
             "rule": rule.rule,
@@ -90,6 +93,22 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             "digest": _digest(stage.folder / "masks"),
         }
     return stage
+
+
+def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[Scored]:
+    """Sorts a run's masks by their estimated quality, into ``quality.csv`` beside them.
+
+    Args:
+        run: A run with masks.
+        images: Its training images.
+        limit: At most so many, drawn by a fixed lot; default all.
+    """
+    folder = run.stage_folder("masks")
+    chosen = sorted(images, key=lambda s: hashlib.sha256(s.id.encode("utf-8", "replace")).digest())
+    masked = [Masked(s.id, s.image, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
+    scored = score_masks(masked)
+    write_quality(folder / "quality.csv", scored)
+    return scored
 
 
 def masks_inputs(run: RunFolder) -> str | None:

@@ -1,0 +1,75 @@
+"""One page of masks sorted by their estimated quality, for those who rather look than read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from weakseg.data.images import read_mask
+from weakseg.files import atomic_path
+from weakseg.ops import MaskQuality
+from weakseg.report.pictures import chip_colour, overlay, photo, thumbnail
+
+__all__ = ["write_quality_page"]
+
+Row = tuple[str, Path, Path, MaskQuality]
+"""Id, image, mask, estimate."""
+
+
+def write_quality_page(
+    path: Path, rows: Sequence[Row], total: int, classes: Sequence[str] = ()
+) -> None:
+    """Writes a self-contained HTML page.
+
+    Args:
+        path: File to write.
+        rows: What to show, in this order.
+        total: How many masks there are in all.
+        classes: Names of the ids 1..K, where known.
+    """
+    environment = Environment(
+        loader=PackageLoader("weakseg", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = []
+    for place, (key, image, mask, quality) in enumerate(rows, start=1):
+        rgb = thumbnail(image)
+        shown.append(
+            {
+                "place": place,
+                "id": key,
+                "quality": quality,
+                "why": _why(quality),
+                "chips": _chips(mask, classes),
+                "image": None if rgb is None else photo(rgb),
+                "overlay": None if rgb is None else overlay(rgb, mask),
+            }
+        )
+    html = environment.get_template("quality.html.j2").render(rows=shown, total=total)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
+
+
+def _chips(mask: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and colour of each class in the mask."""
+    ids = [int(c) for c in np.unique(read_mask(mask)) if c not in (0, 255)]
+    return [(classes[c - 1] if c <= len(classes) else f"class {c}", chip_colour(c)) for c in ids]
+
+
+def _why(quality: MaskQuality) -> str:
+    """What lowers the estimate most, in words."""
+    if not quality.classes:
+        return "no foreground at all"
+    losses = {
+        "its outline does not follow the image's colours": 1 - quality.agreement,
+        f"{quality.border:.0%} of the image's border is foreground": quality.border,
+        f"{quality.classes} classes, which are easily confused": 1 - quality.classes**-0.5,
+    }
+    worst = max(losses, key=lambda words: losses[words])
+    return worst if losses[worst] > 0.05 else "nothing stands out"

@@ -1,0 +1,123 @@
+"""Sorts masks by how good they probably are, without ground truth: the worst come first."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from weakseg.console import track
+from weakseg.data.images import read_image, read_mask
+from weakseg.data.samples import IMAGE_SUFFIXES
+from weakseg.data.sources import sample_id, scan
+from weakseg.errors import UserError
+from weakseg.files import atomic_path
+from weakseg.ops import MaskQuality, mask_quality
+
+__all__ = [
+    "Masked",
+    "Scored",
+    "class_names",
+    "match",
+    "score_masks",
+    "write_quality",
+]
+
+_SIDE = 256  # images are reduced to this longer side: the estimate needs no more
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An image and its mask."""
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A mask with its estimate."""
+
+    masked: Masked
+    quality: MaskQuality
+
+
+def match(masks: Path, images: Path) -> list[Masked]:
+    """The masks of a folder with their images: ``MASKS/<id>.png`` and ``IMAGES/<id>.jpg``.
+
+    Images without a mask are left out.
+
+    Raises:
+        UserError: A folder is missing, no mask was found, or a mask has no image.
+    """
+    for folder in (masks, images):
+        if not folder.is_dir():
+            raise UserError(
+                "is no folder", where=folder, mend="give a folder of masks, then images"
+            )
+    found = [name for name in scan(masks) if name.lower().endswith(".png")]
+    if not found:
+        raise UserError("holds no masks (.png)", where=masks, mend="give the folder of the masks")
+    by_id = {sample_id(name): images / name for name in scan(images)}
+    wanting = [name for name in found if sample_id(name) not in by_id]
+    if wanting:
+        raise UserError(
+            f"{len(wanting)} of {len(found)} masks have no image, such as {wanting[0]!r}",
+            where=images,
+            mend="name masks after their images, in the same sub-folders "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))})",
+        )
+    return [Masked(sample_id(n), by_id[sample_id(n)], masks / n) for n in found]
+
+
+def class_names(masks: Path) -> tuple[str, ...]:
+    """Names of the ids 1..K from a ``classes.txt`` in the folder or beside it, if there is one."""
+    for file in (masks / "classes.txt", masks.parent / "classes.txt"):
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+    return ()
+
+
+def score_masks(masked: Sequence[Masked]) -> list[Scored]:
+    """Estimates all masks; the worst first, equal ones by id.
+
+    Raises:
+        UserError: An image or a mask cannot be read, or they differ in shape.
+    """
+
+    def one(pair: Masked) -> Scored:
+        image, mask = read_image(pair.image, max_side=_SIDE), read_mask(pair.mask)
+        height, width = image.shape[:2]
+        if abs(np.log(mask.shape[0] * width / (mask.shape[1] * height))) > 0.05:
+            raise UserError(
+                f"the mask is {mask.shape[1]} x {mask.shape[0]}, another shape than its image",
+                where=pair.mask,
+                mend="give each image the mask of its own size",
+            )
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        return Scored(pair, mask_quality(image, mask))
+
+    with ThreadPoolExecutor() as pool:
+        found = list(track(pool.map(one, masked), "quality", len(masked)))
+    return sorted(found, key=lambda s: (s.quality.score, s.masked.id))
+
+
+def write_quality(path: Path, scored: Sequence[Scored]) -> None:
+    """Writes the estimates as CSV, in their order."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(("id", "score", "agreement", "border", "classes", "foreground"))
+        for item in scored:
+            q = item.quality
+            shares = (f"{v:.4f}" for v in (q.score, q.agreement, q.border))
+            writer.writerow((item.masked.id, *shares, q.classes, f"{q.foreground:.4f}"))

@@ -1,0 +1,69 @@
+import csv
+
+import cv2
+import numpy as np
+import pytest
+
+from weakseg.cli import app
+from weakseg.data.images import write_mask
+from weakseg.errors import UserError
+from weakseg.stages.score import match, score_masks
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images of a disc, in sub-folders, whose masks are right, shifted, and empty."""
+    rows, columns = np.mgrid[:48, :64]
+    disc = (rows - 24) ** 2 + (columns - 32) ** 2 < 13**2
+    image = np.where(disc[..., None], (190, 60, 50), (60, 120, 180)).astype(np.uint8)
+    masks, images = tmp_path / "masks", tmp_path / "images"
+    for name, mask in {
+        "a/right": disc,
+        "a/shifted": np.roll(disc, 9, axis=1),
+        "b/empty": np.zeros_like(disc),
+    }.items():
+        write_mask(masks / f"{name}.png", mask)
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(images / f"{name}.jpg"), image[..., ::-1])
+    (masks / "classes.txt").write_text("<b>disc\n", encoding="utf-8")
+    return masks, images
+
+
+def test_the_worst_come_first(folders):
+    order = [s.masked.id for s in score_masks(match(*folders))]
+    assert order == ["b/empty", "a/shifted", "a/right"]
+
+
+def test_the_command_writes_a_table_and_a_page(folders, tmp_path, capsys):
+    table = tmp_path / "out" / "quality.csv"
+    app(
+        ["score", *map(str, folders), "--out", str(table), "--shown", "2"],
+        result_action="return_value",
+    )
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["b/empty", "a/shifted", "a/right"]
+    page = table.with_suffix(".html").read_text(encoding="utf-8")
+    assert "2 of 3 masks" in page
+    assert "&lt;b&gt;disc" in page
+    assert "a/right" not in page
+    assert capsys.readouterr().out.split() == [str(table), str(table.with_suffix(".html"))]
+
+
+def test_masks_without_images_are_named(folders):
+    masks, images = folders
+    (images / "a" / "right.jpg").unlink()
+    with pytest.raises(UserError, match="a/right.png"):
+        match(masks, images)
+
+
+def test_another_shape_is_named(folders):
+    masks, images = folders
+    write_mask(masks / "a" / "right.png", np.zeros((48, 48), np.uint8))
+    with pytest.raises(UserError, match="another shape"):
+        score_masks(match(masks, images))
+
+
+def test_a_folder_without_images_says_what_to_give(folders):
+    with pytest.raises(UserError, match="weakseg score MASKS IMAGES"):
+        app(["score", str(folders[0])], result_action="return_value")
