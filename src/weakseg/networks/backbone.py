@@ -1,7 +1,7 @@
 """Backbones behind one contract: named levels with stated stride, channels and dilation.
 
-They are timm's networks by their names there, and a few of our own that timm lacks. Vision
-transformers give maps of their patch tokens (``networks/tokens.py``).
+They are timm's networks by their names there, torchvision's (``networks/vision.py``), and a few of
+our own that timm lacks. Vision transformers give maps of their patch tokens (``networks/tokens.py``).
 
 Four silent differences between timm and the papers are settled here: ``output_stride`` dilates in
 timm while the papers only remove the stride; timm's first ResNet feature lies before the max-pool
@@ -20,6 +20,7 @@ from typing import get_args
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -27,9 +28,17 @@ from weakseg.errors import UserError
 from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
 from weakseg.networks.tokens import VisionTokens, create_tokens, is_transformer
+from weakseg.networks.vision import PREFIX, create_torchvision, in_torchvision
 from weakseg.registry import suggest
 
-__all__ = ["Backbone", "Level", "MakeBackbone", "backbone_factory", "make_backbone"]
+__all__ = [
+    "Backbone",
+    "Level",
+    "MakeBackbone",
+    "backbone_factory",
+    "make_backbone",
+    "require_known",
+]
 
 _OWN = {"resnet38": create_resnet38}  # networks that timm lacks
 _PROBE = 256  # side of the image that strides are measured on; a multiple of every stride
@@ -125,20 +134,37 @@ def backbone_factory(spec: BackboneSpec) -> MakeBackbone:
     return lambda: make_backbone(spec)
 
 
-def _create(spec: BackboneSpec) -> nn.Module:
+def require_known(spec: BackboneSpec) -> None:
+    """Refuses names of no network.
+
+    Raises:
+        UserError: With the nearest names.
+    """
     name = spec.name.split(".")[0]
-    if spec.name not in _OWN and not timm.is_model(name):
+    if in_torchvision(spec.name):
+        valid = [PREFIX + n for n in torchvision.models.list_models(module=torchvision.models)]
+        known = name in valid
+    else:
+        valid = [*timm.list_models(), *_OWN]
+        known = spec.name in _OWN or timm.is_model(name)
+    if not known:
         raise UserError(
-            f"unknown backbone {spec.name!r}",
-            where="backbone.name",
-            mend=suggest(name, [*timm.list_models(), *_OWN]),
+            f"unknown backbone {spec.name!r}", where="backbone.name", mend=suggest(name, valid)
         )
+
+
+def _create(spec: BackboneSpec) -> nn.Module:
+    require_known(spec)
+    name = spec.name.split(".")[0]
     file = None if spec.weights is None else _existing(spec.weights)
     if spec.name in _OWN:
         return _OWN[spec.name](spec, file)
-    if is_transformer(name):
+    if is_transformer(name) or in_torchvision(name):
+        create = create_torchvision if in_torchvision(name) else create_tokens
         try:
-            return create_tokens(spec, file)
+            return create(spec, file)
+        except UserError:
+            raise
         except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
             raise _explain(spec, error) from error
     arguments = dict(spec.options)

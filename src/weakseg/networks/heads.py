@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CAMHead"]
+from weakseg.networks.spec import Projection
+
+__all__ = ["CAMHead", "ProjectedHead"]
+
+_SURE = 1e-6  # what a probability keeps from 0 and 1, so that its logit is finite
 
 
 class CAMHead(nn.Module):
@@ -30,3 +36,51 @@ class CAMHead(nn.Module):
         if self.hidden is not None:
             features = self.hidden(features).relu()
         return self.classifier(features)
+
+
+class ProjectedHead(nn.Module):
+    """The linear layer of a given classifier, applied at every position.
+
+    Its weights alone give the maps; its bias has no place in the image and belongs to the logits
+    (Zhou et al., CVPR 2016, leave it out). Where several outputs stand for one class, its map is
+    the largest of theirs at each position.
+
+    Args:
+        projection: Numbers of outputs and channels, and the outputs of each class.
+        neck: Module between the backbone's last level and the pooling.
+    """
+
+    def __init__(self, projection: Projection, neck: nn.Module) -> None:
+        super().__init__()
+        self.neck = neck
+        self.classifier = nn.Conv2d(projection.channels, projection.outputs, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(projection.outputs))
+        self._projection = projection
+
+    def outputs(self, features: Tensor) -> Tensor:
+        """(B, N) what the classifier itself says of features (B, C, h, w) of the last level."""
+        return self._outputs(self.neck(features))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, K, h, w) and logits (B, K) of features (B, C, h, w).
+
+        The logits' sigmoid is the probability of a class: with ``softmax`` the sum over its
+        outputs, with ``sigmoid`` that of its strongest output.
+        """
+        features = self.neck(features)
+        used = sorted({i for group in self._projection.classes for i in group})
+        maps = F.conv2d(features, self.classifier.weight[used])
+        groups = [[used.index(i) for i in group] for group in self._projection.classes]
+        maps = torch.stack([maps[:, group].amax(1) for group in groups], 1)
+        return maps, self._logits(self._outputs(features).float())
+
+    def _outputs(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3)) @ self.classifier.weight.flatten(1).T + self.bias
+
+    def _logits(self, outputs: Tensor) -> Tensor:
+        if self._projection.loss == "sigmoid":
+            groups = [outputs[:, list(g)].amax(1) for g in self._projection.classes]
+            return torch.stack(groups, 1)
+        shares = outputs.softmax(1)
+        sums = [shares[:, list(g)].sum(1) for g in self._projection.classes]
+        return torch.stack(sums, 1).clamp(_SURE, 1 - _SURE).logit()

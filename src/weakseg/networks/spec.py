@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from weakseg.config import Frozen
 
-__all__ = ["BackboneSpec"]
+__all__ = ["BackboneSpec", "Projection"]
 
 
 class BackboneSpec(Frozen):
-    """A timm network or ``resnet38``, its weights, and how coarse its last level is.
+    """A timm or torchvision network or ``resnet38``, its weights, and how coarse its last level is.
 
     timm differs from the papers without saying so; the fields state what is built: the papers'
     CAM networks *remove* the stride of the last stage (``dilate: false``), timm's own
@@ -22,7 +22,8 @@ class BackboneSpec(Frozen):
 
     name: str = Field(
         "resnet50.tv_in1k",
-        description="timm name, the part after the dot is the weights tag; or resnet38",
+        description="timm name, the part after the dot is the weights tag; torchvision/NAME; "
+        "or resnet38",
     )
     pretrained: bool = Field(True, description="fetch the tagged weights from timm's hub")
     weights: Path | None = Field(
@@ -68,3 +69,21 @@ class BackboneSpec(Frozen):
     def norm_is_frozen(self) -> bool:
         """True where the backbone's BatchNorm keeps its statistics and affine parameters."""
         return self.norm == "frozen" or (self.norm == "auto" and not self.from_scratch)
+
+
+class Projection(Frozen):
+    """How a given classifier's outputs become maps of classes; written into model folders.
+
+    Attributes:
+        outputs: Number of its outputs, N.
+        channels: Of the features that its linear layer reads.
+        classes: For each of the K classes the outputs, counted from 0, that stand for it.
+        loss: What its outputs were trained with: ``softmax`` = one class in each image.
+        neck: Modules of the network between the backbone's last level and the pooling.
+    """
+
+    outputs: PositiveInt
+    channels: PositiveInt
+    classes: tuple[tuple[int, ...], ...]
+    loss: Literal["softmax", "sigmoid"]
+    neck: tuple[str, ...] = ()
