@@ -25,8 +25,11 @@ from weakseg.ops.checks import require_maps
 
 __all__ = [
     "BoxAccuracy",
+    "best_overlaps",
+    "box_accuracy",
     "box_iou",
     "boxes",
+    "component_boxes",
     "gt_known_localisation",
     "largest_box",
     "max_box_accuracy",
@@ -149,10 +152,24 @@ def max_box_accuracy(
             ground-truth box is empty.
         TypeError: A map is no floating-point tensor.
     """
+    if not len(thresholds):
+        raise ValueError("there is nothing to compare; pass at least one threshold and one iou")
+    return box_accuracy(_overlaps(maps, gt_boxes, thresholds, every_component), thresholds, iou)
+
+
+def box_accuracy(
+    overlaps: np.ndarray, thresholds: Sequence[float], iou: float | Sequence[float] = 0.5
+) -> BoxAccuracy:
+    """MaxBoxAcc of overlaps that are known already, so that maps need not stay in memory.
+
+    Args:
+        overlaps: (T, N) float32, the best overlap of each map's boxes with its ground truth.
+        thresholds: (T,) that they were made at.
+        iou: The overlap that is asked for, or several.
+    """
     ious = tuple(iou) if isinstance(iou, Sequence) else (iou,)
     if not ious or not len(thresholds):
         raise ValueError("there is nothing to compare; pass at least one threshold and one iou")
-    overlaps = _overlaps(maps, gt_boxes, thresholds, every_component)
     curves = np.stack([(overlaps >= np.float32(least)).mean(1) for least in ious])
     return BoxAccuracy(
         accuracy=float(curves.max(1).mean()),
@@ -161,6 +178,38 @@ def max_box_accuracy(
         thresholds=np.array(thresholds, dtype=np.float64),
         curves=curves,
     )
+
+
+def best_overlaps(
+    score_map: Tensor, gt_boxes: Tensor, thresholds: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best overlap of a map's boxes with its ground truth at every threshold.
+
+    Args:
+        score_map: (h, w) floating point.
+        gt_boxes: (G, 4), G >= 1, in pixels of the map.
+        thresholds: Shares of the maximum in [0, 1).
+
+    Returns:
+        (T,) float32 for the largest component's box, and (T,) for the best of all components'.
+
+    Raises:
+        ValueError: As in ``max_box_accuracy``.
+        TypeError: ``score_map`` is no floating-point tensor.
+    """
+    truth = _require_boxes(gt_boxes, "the map")
+    scores = _array(score_map)
+    found = [box_iou(torch.from_numpy(_component_boxes(scores, t)), truth) for t in thresholds]
+    largest = np.array([o[0].max() for o in found], dtype=np.float32)
+    return largest, np.array([o.max() for o in found], dtype=np.float32)
+
+
+def component_boxes(mask: np.ndarray) -> np.ndarray:
+    """(n, 4) int64 boxes of the components of a (H, W) mask, the largest first; (0, 4) if empty.
+
+    Pixels of a component touch by sides or corners.
+    """
+    return _component_boxes(mask.astype(np.float32), 0.0) if mask.any() else np.zeros((0, 4), int)
 
 
 def gt_known_localisation(
@@ -223,20 +272,25 @@ def _overlaps(
         )
     best = np.zeros((len(thresholds), len(maps)), dtype=np.float32)
     for i, (score_map, truth) in enumerate(zip(maps, gt_boxes, strict=True)):
-        truth = truth.cpu()
-        if truth.ndim != 2 or truth.shape[1] != 4 or len(truth) == 0:
-            raise ValueError(
-                f"ground-truth boxes of map {i} have shape {tuple(truth.shape)}; pass (G, 4) with "
-                "at least one box, and leave maps without a box out"
-            )
-        if bool((truth[:, :2] >= truth[:, 2:]).any()):
-            raise ValueError(f"map {i} has an empty ground-truth box; pass x0 < x1 and y0 < y1")
+        truth = _require_boxes(truth, f"map {i}")
         scores = _array(score_map)
         for t, threshold in enumerate(thresholds):
             found = _component_boxes(scores, threshold)
             found = found if every_component else found[:1]
             best[t, i] = box_iou(torch.from_numpy(found), truth).max()
     return best
+
+
+def _require_boxes(truth: Tensor, name: str) -> Tensor:
+    truth = truth.cpu()
+    if truth.ndim != 2 or truth.shape[1] != 4 or len(truth) == 0:
+        raise ValueError(
+            f"ground-truth boxes of {name} have shape {tuple(truth.shape)}; pass (G, 4) with "
+            "at least one box, and leave maps without a box out"
+        )
+    if bool((truth[:, :2] >= truth[:, 2:]).any()):
+        raise ValueError(f"{name} has an empty ground-truth box; pass x0 < x1 and y0 < y1")
+    return truth
 
 
 def _component_boxes(scores: np.ndarray, threshold: float) -> np.ndarray:
