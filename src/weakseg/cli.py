@@ -286,9 +286,21 @@ def score(
 
 
 @app.command
-def evaluate(folder: Path, /, *, sets: Sets = ()) -> None:
-    """Compare a run with ground-truth masks (--set data.masks=FOLDER)."""
-    _until("evaluate", folder, sets)
+def evaluate(
+    folder: Path,
+    /,
+    *,
+    boxes: Literal["auto", "xml", "coco", "masks"] | None = None,
+    sets: Sets = (),
+) -> None:
+    """Compare a run with ground-truth masks (--set data.masks=FOLDER), and its scores with boxes.
+
+    Args:
+        folder: The run.
+        boxes: Localisation against true boxes: of VOC XML or COCO where the data have them, or
+            of the masks' components; auto = the data's own, else of the masks.
+    """
+    _until("evaluate", folder, (*sets, *([f"evaluate.boxes={boxes}"] if boxes else [])))
     _show_summary(folder)
 
 
@@ -417,8 +429,10 @@ def _show_plan(recipe: Recipe) -> None:
     from weakseg.methods import resolve
     from weakseg.pipeline import stages_of
     from weakseg.stages.check import collect
+    from weakseg.stages.project import with_classifier
 
     resolve(recipe.method)
+    recipe = with_classifier(recipe)
     collection = collect(recipe.data)
     names = [name for name, _ in stages_of(recipe, collection)]
     table = Table(
@@ -462,8 +476,10 @@ def _show_summary(folder: Path) -> None:
             threshold = "" if row["threshold"] is None else f"{row['threshold']:.2f}"
             images = f"{row['images']} {row['split']}"
             table.add_row(row["stage"], images, row["rule"], threshold, *shares)
-        console.print(table)
-        console.print(_distance(rows))
+        if rows:
+            console.print(table)
+            console.print(_distance(rows))
+    _show_boxes(run.stage_folder("evaluate") / "boxes.json")
     for name, path in (
         ("masks", run.stage_folder("masks") / "masks"),
         ("model", _model(run)),
@@ -472,6 +488,30 @@ def _show_summary(folder: Path) -> None:
         if path.exists():
             console.print(f"{name:<7}", end="")
             print(path)
+
+
+def _show_boxes(file: Path) -> None:
+    from rich.table import Table
+
+    if not file.exists():
+        return
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    columns = ("GT-known", "top-1 err.", "top-5 err.", "MaxBoxAcc", "V2")
+    table = Table("boxes, %", "images", *columns)
+    for row in rows:
+        shares = [row["gt_known"], row["top1_error"], row["top5_error"]]
+        shares += [row["max_box_acc"][1], row["max_box_acc_v2"]]
+        words = ["" if share is None else f"{100 * share:.1f}" for share in shares]
+        images = f"{row['images']} {row['split']}"
+        table.add_row(row["stage"], images, *words)
+    if rows:
+        console.print(table)
+        console.print(
+            f"Localisation against {rows[0]['boxes']}: {rows[0]['rule']}, IoU .5. GT-known is of "
+            f"{rows[0]['pairs']} pairs of an image and a class in {rows[0]['split']}. MaxBoxAcc (IoU .5) "
+            "and V2 (mean of IoU .3, .5, .7) are oracles: the best of all thresholds.",
+            highlight=False,
+        )
 
 
 def _model(run: RunFolder) -> Path:
@@ -487,7 +527,17 @@ def _model(run: RunFolder) -> Path:
 def _result(results: dict[str, Any]) -> str:
     """The few results of a stage that fit in a line."""
     shown = []
-    for key in ("images", "steps", "errors", "warnings", "rule", "threshold", "f1", "rows"):
+    for key in (
+        "classifier",
+        "images",
+        "steps",
+        "errors",
+        "warnings",
+        "rule",
+        "threshold",
+        "f1",
+        "rows",
+    ):
         value = results.get(key)
         if value is not None and not (key in ("errors", "warnings") and value == 0):
             shown.append(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}")

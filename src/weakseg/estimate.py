@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
     stages = []
     for name in names:
         what, seconds = f"{len(collection)} images", None
-        if name == "train":
+        if name == "train" and recipe.method.get("from_classifier"):
+            file = Path(recipe.method["from_classifier"]).name
+            what = f"{file} as it is ({recipe.backbone.name}): nothing is trained"
+        elif name == "train":
             what, seconds = _training(
                 recipe.train, len(train), recipe.backbone.name, method, classes, device
             )

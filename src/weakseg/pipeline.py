@@ -26,14 +26,15 @@ from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
 from weakseg.runfolder import RunFolder, Stage, mendable
-from weakseg.stages import check, evaluate, masks, predict, refine, seeds, segment, train
+from weakseg.stages import check, evaluate, masks, predict, project, refine, seeds, segment, train
 from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect
+from weakseg.stages.localise import has_boxes
 
 __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
 
 _WANTING = {
-    "evaluate": "give ground-truth masks: --set data.masks=FOLDER",
+    "evaluate": "give ground-truth masks: --set data.masks=FOLDER, or boxes: --boxes auto",
     "refine": "name its steps: --set refine=[pamr]",
     "segment": "switch the segmenter on: --set segmenter.enabled=true",
     "predict": "switch predictions on: --set segmenter.enabled=null",
@@ -89,6 +90,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     refine.resolve_steps(recipe.refine)  # of each refinement step as well,
     segment.check_settings(recipe)
     pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
+    recipe = project.with_classifier(recipe)  # a given classifier says which network it is
     run = RunFolder(folder)
     collection = collect(recipe.data)
     write_recipe(run, recipe)
@@ -127,7 +129,7 @@ def stages_of(
         stages.append(("segment", segment.segment))
     if recipe.segmenter.enabled is not False:
         stages.append(("predict", predict.predict))
-    if any(sample.mask is not None for sample in collection):
+    if any(s.mask is not None for s in collection) or has_boxes(recipe, collection):
         stages.append(("evaluate", evaluate.evaluate))
     names = [name for name, _ in stages]
     if until is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
@@ -165,6 +165,11 @@ class EvaluateConfig(Frozen):
     lists: dict[str, Path] = Field(
         default_factory=dict, description="more lists of ids to report on, by name"
     )
+    boxes: Literal["auto", "xml", "coco", "masks"] | None = Field(
+        None,
+        description="localisation against boxes: of VOC XML, of COCO, of the masks' components; "
+        "auto = those of the data, else of the masks; null = none",
+    )
 
 
 class RuntimeConfig(Frozen):
@@ -198,6 +203,17 @@ class Recipe(Frozen):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_given_classifier_was_trained(cls, values: Any) -> Any:
+        """Without training, a network whose stride is taken away is not the same one any more."""
+        method = values.get("method") if isinstance(values, Mapping) else None
+        backbone = values.get("backbone") or {} if isinstance(values, Mapping) else None
+        given = isinstance(method, Mapping) and method.get("from_classifier") is not None
+        if given and isinstance(backbone, Mapping):
+            return {**values, "backbone": {"output_stride": 32, **backbone}}
+        return values
+
     @field_validator("method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -227,12 +243,18 @@ class Recipe(Frozen):
     def segmenter_starts_from_classifier(self) -> bool:
         """True where the segmenter's backbone starts from the trained classifier's weights."""
         wanted = self.segmenter.from_classifier
-        same = self.segmenter_backbone == self.backbone
+        same = self.segmenter.backbone in (None, self.backbone)
         return same and self.backbone.from_scratch if wanted is None else wanted
 
     @property
     def segmenter_backbone(self) -> BackboneSpec:
-        """The segmenter's backbone: its own, or the method's."""
+        """The segmenter's backbone: its own, or the method's.
+
+        That of a given classifier keeps a stride of 32, which is too coarse for the decoder.
+        """
+        given = self.method.get("from_classifier") is not None
+        if given and self.segmenter.backbone is None and self.backbone.output_stride == 32:
+            return self.backbone.model_copy(update={"output_stride": 16})
         return self.segmenter.backbone or self.backbone
 
     def to_yaml(self) -> str:

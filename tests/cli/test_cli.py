@@ -22,7 +22,7 @@ SURFACE = {
     "check": {"--masks", "--classes", "--untagged", "--json", "--set"},
     "demo": {"--out", "--set"},
     "doctor": set(),
-    "evaluate": {"--set"},
+    "evaluate": {"--boxes", "--set"},
     "init": {"--like"},
     "masks": {"--set"},
     "methods": set(),

@@ -11,8 +11,10 @@ from torch import Tensor
 from torchvision.ops import box_iou as torchvision_iou
 
 from weakseg.ops.boxes import (
+    best_overlaps,
     box_iou,
     boxes,
+    component_boxes,
     gt_known_localisation,
     largest_box,
     max_box_accuracy,
@@ -248,6 +250,31 @@ def test_top1_needs_the_class_and_the_box():
         assert found == expected
     assert top1_localisation(maps, given_truth, classes, classes, threshold=0.5) == 1
     assert top1_localisation(maps, given_truth, classes, classes, threshold=0.5, iou=0.6) == 0.5
+
+
+def test_overlaps_of_one_map_are_those_of_the_sequence():
+    generator = torch.Generator().manual_seed(3)
+    score_map = torch.rand(12, 15, generator=generator)
+    given_truth, steps = truth((0, 0, 6, 6), (5, 5, 15, 12)), (0.0, 0.3, 0.6, 0.9)
+    largest, every = best_overlaps(score_map, given_truth, steps)
+    for i, step in enumerate(steps):
+        for found, all_parts in ((largest, False), (every, True)):
+            exact = [
+                max_box_accuracy([score_map], [given_truth], [step], iou, every_component=all_parts)
+                for iou in (float(found[i]), float(found[i]) + 1e-3)
+            ]
+            assert [e.accuracy for e in exact] == [1.0, 0.0]
+    with pytest.raises(ValueError, match="at least one box"):
+        best_overlaps(score_map, torch.zeros(0, 4), steps)
+
+
+def test_components_of_a_mask_are_boxes_the_largest_first():
+    mask = np.zeros((8, 10), dtype=bool)
+    mask[1:3, 1:3] = mask[3, 3] = True  # the corner connects
+    mask[5:7, 5:10] = True
+    assert component_boxes(mask).tolist() == [[5, 5, 10, 7], [1, 1, 4, 4]]
+    assert component_boxes(np.zeros((3, 3), bool)).shape == (0, 4)
+    assert component_boxes(np.ones((3, 4), bool)).tolist() == [[0, 0, 4, 3]]
 
 
 def test_refusals_say_what_to_pass():

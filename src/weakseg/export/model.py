@@ -228,10 +228,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _card(config: Mapping[str, Any]) -> str:
     details = "\n".join(f"* {key}: {value}" for key, value in config["details"].items())
     classes = ", ".join(config["classes"])
-    return f"""# {config["task"].capitalize()} trained by weakseg
+    given = "projection" in config.get("method", {})
+    title = "Given classifier, projected" if given else f"{config['task'].capitalize()} trained"
+    learnt = (
+        "Its maps are those of a\nclassifier that was trained elsewhere: weakseg trained nothing."
+        if given
+        else "It was trained from image tags: no pixel label was used."
+    )
+    return f"""# {title} by weakseg
 
 Segments {len(config["classes"])} classes: {classes}. Mask ids follow this order from 1; 0 is
-background. It was trained from image tags: no pixel label was used.
+background. {learnt}
 
 ```python
 import weakseg

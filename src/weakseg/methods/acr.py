@@ -381,6 +381,13 @@ def _settled(section: Any) -> dict[str, Any]:
             mend="take one of: "
             + ", ".join(name for name in methods if issubclass(methods[name], Classifier)),
         )
+    given = [key for key in ("from_classifier", "projection") if getattr(settings, key, None)]
+    if given:
+        raise UserError(
+            f"{given[0]} is of the method cam alone, which trains nothing then",
+            where="method.classifier",
+            mend="leave it out; to train from such weights give a run of it as train.init_from",
+        )
     return {"name": section["name"], **settings.model_dump(mode="json")}
 
 

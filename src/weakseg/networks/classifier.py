@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +129,8 @@ def _build(spec: BackboneSpec, outputs: int) -> nn.Module:
 
 def _linear_name(whole: nn.Module) -> str:
     """Name of the layer that gives the outputs."""
-    last = whole.get_classifier() if hasattr(whole, "get_classifier") else None
+    get: Callable[[], nn.Module] | None = getattr(whole, "get_classifier", None)
+    last = None if get is None else get()
     found = [
         name
         for name, m in whole.named_modules()
@@ -152,7 +153,7 @@ def _loaded(checkpoint: Checkpoint, spec: BackboneSpec, linear: str) -> nn.Modul
     weight, bias = _head_of(state, own, linear, checkpoint)
     whole = _build(spec, len(weight))
     layer = whole.get_submodule(linear)
-    shape = tuple(layer.weight.shape)  # type: ignore[union-attr,arg-type]
+    shape = tuple(layer.weight.shape)  # type: ignore[arg-type]
     if weight.flatten(1).shape[1] != shape[1]:
         raise _misfit(
             checkpoint,

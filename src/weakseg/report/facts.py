@@ -21,7 +21,7 @@ from weakseg.methods import needs_segmenter
 from weakseg.recipe import Recipe
 from weakseg.runfolder import STAGES, RunFolder, StageRecord
 
-__all__ = ["Facts", "Score", "Sweep", "Threshold", "gather"]
+__all__ = ["Facts", "Localised", "Score", "Sweep", "Threshold", "gather"]
 
 Curve = list[tuple[float, float]]
 
@@ -112,6 +112,25 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Localised:
+    """One row of ``8-evaluate/boxes.json``: shares in [0, 1] or unknown."""
+
+    stage: str
+    split: str
+    images: int
+    pairs: int
+    unmapped: int
+    boxes: str
+    rule: str
+    conditions: tuple[str, ...]
+    gt_known: float | None
+    top1_error: float | None
+    top5_error: float | None
+    max_box_acc: tuple[float | None, ...]
+    max_box_acc_v2: float | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that a report is made of.
 
@@ -137,6 +156,7 @@ class Facts:
     uncertain: list[tuple[str, float]]
     losses: dict[str, dict[str, Curve]]
     date: str
+    localised: tuple[Localised, ...] = ()
 
     def result(self, stage: str, key: str) -> Any:
         """One entry of a stage's results, or ``None``."""
@@ -157,7 +177,7 @@ class Facts:
             skipped.add("segment")
         if not self.recipe.refine:
             skipped.add("refine")
-        if not self.has_truth:
+        if not self.has_truth and not self.has_boxes:
             skipped.add("evaluate")
         return tuple(name for name in STAGES if name not in skipped)
 
@@ -165,6 +185,18 @@ class Facts:
     def has_truth(self) -> bool:
         """True where the collection has ground-truth masks."""
         return any(s.mask is not None for s in self.collection)
+
+    @property
+    def has_boxes(self) -> bool:
+        """True where the recipe wants boxes evaluated and the collection has some."""
+        wanted = self.recipe.evaluate.boxes is not None
+        return wanted and any(s.boxes is not None for s in self.collection)
+
+    @property
+    def given_classifier(self) -> str | None:
+        """Name of the file of a classifier that was taken as it is, with nothing trained."""
+        path = self.recipe.method.get("from_classifier")
+        return None if path is None else Path(path).name
 
     @property
     def train_samples(self) -> tuple[Sample, ...]:
@@ -199,6 +231,11 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
             "segment": _losses(run.stage_folder("segment")),
         },
         date=_date(run),
+        localised=tuple(
+            _localised(row)
+            for row in entries(_read_json(run.stage_folder("evaluate") / "boxes.json"), "rows")
+            if isinstance(row, dict)
+        ),
     )
     for stage in set(STAGES) - set(facts.expected):  # an earlier recipe may have left them
         facts.records.pop(stage, None)
@@ -275,6 +312,24 @@ def _score(row: dict[str, Any]) -> Score:
         iou=_numbers(row, "iou"),
         class_fp=_numbers(row, "class_fp"),
         class_fn=_numbers(row, "class_fn"),
+    )
+
+
+def _localised(row: dict[str, Any]) -> Localised:
+    return Localised(
+        stage=str(row.get("stage", "")),
+        split=str(row.get("split", "")),
+        images=int(number(row.get("images")) or 0),
+        pairs=int(number(row.get("pairs")) or 0),
+        unmapped=int(number(row.get("pairs_without_map")) or 0),
+        boxes=str(row.get("boxes") or ""),
+        rule=str(row.get("rule") or ""),
+        conditions=_conditions(row),
+        gt_known=number(row.get("gt_known")),
+        top1_error=number(row.get("top1_error")),
+        top5_error=number(row.get("top5_error")),
+        max_box_acc=_numbers(row, "max_box_acc"),
+        max_box_acc_v2=number(row.get("max_box_acc_v2")),
     )
 
 

@@ -110,7 +110,13 @@ def findings(facts: Facts) -> list[Finding]:
 def _what_was_done(facts: Facts) -> Iterator[str]:
     data, method = facts.collection, facts.recipe.method.get("name", "")
     images = f"{len(facts.train_samples):,} images of {_count(len(data.classes), 'class', 'es')}"
-    if facts.done("train"):
+    if facts.done("train") and facts.given_classifier is not None:
+        yield (
+            f"Nothing was trained for the score maps: they are those of the classifier "
+            f"`{facts.given_classifier}`, by method `{method}`, on {images} whose tags (source: "
+            f"{data.tag_source}) say which classes are there."
+        )
+    elif facts.done("train"):
         yield (
             f"The method `{method}` was trained on {images}, from tags alone "
             f"(source: {data.tag_source})."
@@ -242,7 +248,18 @@ def _classifier(facts: Facts) -> Iterator[Finding]:
     f1 = number(facts.result("seeds", "f1"))
     if f1 is None:
         return
-    if f1 < 0.8:
+    if facts.given_classifier is not None:
+        how = facts.result("train", "classes") or "as the recipe says"
+        yield Finding(
+            "info" if f1 >= 0.8 else "warn",
+            f"The given classifier finds the tagged classes with F1 {percent(f1)}",
+            f"Its outputs stand for the classes {how}, trained with {facts.result('train', 'loss')}. "
+            "One that was trained with a softmax finds one class in an image. Where the number is "
+            "low, look at `method.classifier_classes` and `backbone.mean`; to train it further, "
+            "give this run to another as `train.init_from`.",
+            "training",
+        )
+    elif f1 < 0.8:
         yield Finding(
             "warn",
             f"The classifier does not know the classes well yet (F1 {percent(f1)})",

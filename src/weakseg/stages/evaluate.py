@@ -26,6 +26,7 @@ from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.check import stamp
+from weakseg.stages.localise import RULE, BoxSource, box_source, localise, write_boxes_table
 from weakseg.stages.masks import masks_inputs
 from weakseg.stages.seeds import classification_f1, scores_path
 
@@ -100,30 +101,35 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     if "masks" in present:
         present["masks"] = str(masks_inputs(run))
     judged = tuple(s for s in collection if s.mask is not None)
-    stage = run.stage(
-        "evaluate",
-        {
-            "stages": present,
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
-            "splits": [recipe.data.train, recipe.data.val],
-            "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
-            "masks": [(s.id, *stamp(s.mask)) for s in judged if s.mask is not None],
-        },
-        seed=recipe.seed,
-    )
+    boxes = box_source(recipe, collection)
+    inputs = {
+        "stages": present,
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes"}),
+        "splits": [recipe.data.train, recipe.data.val],
+        "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
+        "masks": [(s.id, *stamp(s.mask)) for s in judged if s.mask is not None],
+    }
+    if boxes is not None:
+        inputs["boxes"] = [boxes.words, boxes.fingerprint]
+    stage = run.stage("evaluate", inputs, seed=recipe.seed)
     if stage.finished:
         return stage
-    if not judged:
+    if not judged and boxes is None:
         raise UserError(
             "the collection has no ground-truth masks",
             where=collection.name,
             mend="give them with data.masks (--masks FOLDER)",
         )
     with stage.working():
-        results = _Evaluation(run, recipe, collection, present).results()
+        evaluation = _Evaluation(run, recipe, collection, present)
+        results = evaluation.results()
         write_json(stage.folder / "results.json", results)
         _write_table(stage.folder / "results.csv", results["rows"])
         stage.results |= {"rows": len(results["rows"])}
+        if boxes is not None:
+            rows = evaluation.localisation(boxes)
+            write_json(stage.folder / "boxes.json", {"rows": rows})
+            write_boxes_table(stage.folder / "boxes.csv", rows)
     return stage
 
 
@@ -165,9 +171,35 @@ class _Evaluation:
                 self._judge("segmenter", name, samples, self.run.stage_folder("predict") / "masks")
         return {"rows": self.rows, "sweep": self.sweep, "worst": self.worst}
 
-    def _lists(self, splits: Iterable[str]) -> dict[str, list[Sample]]:
+    def localisation(self, source: BoxSource) -> list[dict[str, Any]]:
+        """One row for each kind of scores and each list, with what it was measured under."""
+        rows = []
+        made_by, seeds = self.recipe.seeds, self.run.record("seeds")
+        for name, samples in self._lists(self.recipe.data.train, source.known).items():
+            for stage, folder in self._score_folders().items():
+                title = f"boxes {stage} {name}"
+                found = localise(samples, folder, source, self.recipe.evaluate.thresholds, title)
+                if found is None:
+                    continue
+                conditions = {
+                    "stage": stage,
+                    "split": name,
+                    "head": seeds.results.get("head") if seeds is not None else None,
+                    "scales": list(made_by.scales),
+                    "flip": made_by.flip,
+                    "crf": self._crf(stage),
+                    "tags": "given",
+                    "rule": f"largest component above {RULE:g} of the maximum",
+                }
+                rows.append(conditions | found)
+        return rows
+
+    def _lists(
+        self, splits: Iterable[str], has_truth: Callable[[Sample], bool] | None = None
+    ) -> dict[str, list[Sample]]:
         """Samples with ground truth by split, and by the recipe's lists inside those splits."""
-        known = [s for s in self.collection.split(*splits) if s.mask is not None]
+        has_truth = has_truth or (lambda s: s.mask is not None)
+        known = [s for s in self.collection.split(*splits) if has_truth(s)]
         lists = {split: [s for s in known if s.split == split] for split in splits}
         for name, path in self.recipe.evaluate.lists.items():
             ids = set(read_list(path))

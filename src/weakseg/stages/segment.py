@@ -95,6 +95,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         model = Segmenter(network, mix, config.mix_start)
         if recipe.segmenter_starts_from_classifier:
             start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
+            if recipe.method.get("from_classifier"):  # weights that others have trained
+                model.backbone.from_scratch = False
         if config.train.init_from is not None:
             initialise(model, config.train.init_from)
         return model

@@ -1,4 +1,4 @@
-"""Stage 2: train the method's network on images and tags.
+"""Stage 2: train the method's network on images and tags, or take a classifier as it is.
 
 With several devices the stage runs as a process of its own (``python -m weakseg.stages.train
 RUN``), because Lightning starts the main script again in every rank.
@@ -29,6 +29,7 @@ from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages.check import collect
+from weakseg.stages.project import project, projected_inputs
 from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
 
@@ -52,12 +53,19 @@ PACE = {"checkpoint_every", "snapshot_every"}
 
 
 def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
-    """Trains the method on the training splits and writes its model folder."""
+    """Trains the method on the training splits and writes its model folder.
+
+    Where the recipe gives a trained classifier, nothing is trained: its parts become the model.
+    """
     images = collection.split(*recipe.data.train)
-    stage = run.stage("train", inputs(recipe, images), seed=recipe.seed)
+    given = projected_inputs(recipe, images)
+    stage = run.stage("train", given or inputs(recipe, images), seed=recipe.seed)
     if stage.finished:
         return stage
     with stage.working():
+        if given is not None:
+            stage.results |= project(stage.folder, recipe, images)
+            return stage
         run_training(run, stage, recipe, __name__, lambda: _fit(stage.folder, recipe, images))
     return stage
 
