@@ -122,7 +122,8 @@ def test_a_stride_that_is_written_out_wins():
     written = load_recipe({"method": given, "backbone": {"output_stride": 16}})
     assert written.backbone.output_stride == written.segmenter_backbone.output_stride == 16
     assert load_recipe({"method": given}).backbone.output_stride == 32
-    assert load_recipe(None, sets=["method.from_classifier=w.pth"]).backbone.output_stride == 32
+    sets = ["method.name=cam", "method.from_classifier=w.pth"]
+    assert load_recipe(None, sets=sets).backbone.output_stride == 32
     assert load_recipe({"method": "cam"}).backbone.output_stride == 16
 
 
