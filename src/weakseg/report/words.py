@@ -61,6 +61,11 @@ def summary(facts: Facts) -> list[str]:
 
 def role_of_truth(facts: Facts) -> str:
     """Where ground truth was seen, in one or two sentences."""
+    if not facts.has_truth and facts.has_boxes:
+        return (
+            "This collection has no ground-truth masks. Its boxes are read to evaluate the score maps "
+            "and for nothing else; where they chose a threshold, the number carries the word oracle."
+        )
     if not facts.has_truth:
         return (
             "This collection has no ground-truth masks. Training, checkpoints and the threshold "
@@ -157,7 +162,7 @@ def _what_came_out(facts: Facts) -> Iterator[str]:
     if parts:
         yield f"Compared with ground truth, {' and '.join(parts)}."
     elif facts.done("masks") and not facts.has_truth:
-        yield "There is no ground truth to measure them with: judge the masks by the pictures."
+        yield "There are no ground-truth masks to measure them with: judge the masks by the pictures."
 
 
 # --- stages and data ------------------------------------------------------------------------
