@@ -41,12 +41,14 @@ __all__ = [
 class DataConfig(Frozen):
     """Where images, tags and (for evaluation only) masks come from."""
 
-    source: str = Field("folder", description="folder, voc or shapes")
+    source: str = Field("folder", description="folder, voc, coco or shapes")
     root: Path | None = Field(None, description="folder of images, VOC devkit, or cache of shapes")
     labels: str | None = Field(
-        None, description="table of tags; voc: xml, masks, a table or an .npy file"
+        None, description="table of tags; voc: xml, masks, a table or an .npy file; coco: a JSON"
     )
-    masks: Path | None = Field(None, description="ground-truth masks, for evaluation only")
+    masks: Path | None = Field(
+        None, description="ground-truth masks, for evaluation only; coco: the word coco draws them"
+    )
     classes: tuple[str, ...] | Path | None = Field(
         None, description="class names in mask order, or a file with one per line"
     )

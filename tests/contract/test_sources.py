@@ -37,6 +37,7 @@ class SourceContract:
     @pytest.fixture
     def member(self) -> Source:
         __import__("weakseg.data.folder"), __import__("weakseg.data.voc")
+        __import__("weakseg.data.coco")
         return sources[self.source]
 
     @pytest.fixture
@@ -162,9 +163,43 @@ class TestVoc(SourceContract):
         return {"root": folder}
 
 
+class TestCoco(SourceContract):
+    """Two instances files in the usual layout, and drawn masks."""
+
+    source = "coco"
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WEAKSEG_CACHE", str(tmp_path / "cache"))
+
+    def build(self, folder: Path) -> dict[str, Any]:
+        (folder / "annotations").mkdir(parents=True)
+        names = {1: "dog", 7: "cat", 90: "fox 2", 91: "fox 10"}
+        numbers = {name: number for number, name in names.items()}
+        categories = [{"id": number, "name": name} for number, name in names.items()]
+        for split, keys in (("train", [*TAGS][:3]), ("val", [*TAGS][3:])):
+            images, annotations = [], []
+            for i, key in enumerate(keys):
+                put(folder / f"{split}2017" / f"{key}.jpg", i)
+                size = {"height": 6, "width": 8}
+                images.append({"id": i, "file_name": f"{key}.jpg", **size})
+                for tag in TAGS[key]:
+                    outline = {"bbox": [1, 1, 3, 3], "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]]}
+                    owner = {"image_id": i, "category_id": numbers[tag], "iscrowd": 0}
+                    annotations.append({"id": len(annotations), **owner, **outline})
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            file = folder / "annotations" / f"instances_{split}2017.json"
+            file.write_text(json.dumps(content))
+        return {"root": folder, "masks": "coco"}
+
+    def test_known_answer(self, found) -> None:
+        assert found.classes == ("dog", "cat", "fox 2", "fox 10")
+        assert found[0].id == "train2017/001" and found[0].tags == ("dog", "cat")
+
+
 def test_sources_need_no_torch() -> None:
     code = (
-        "import sys, weakseg.data.check, weakseg.data.voc, weakseg.data.folder, "
+        "import sys, weakseg.data.check, weakseg.data.voc, weakseg.data.folder, weakseg.data.coco, "
         "weakseg.data.images; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

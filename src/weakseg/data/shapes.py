@@ -41,7 +41,7 @@ from PIL import Image
 
 from weakseg.data.images import write_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import check_untagged, read_options, sources
+from weakseg.data.sources import cache_folder, check_untagged, read_options, sources
 from weakseg.errors import UserError
 
 __all__ = ["CLASSES", "GROUPS", "VERSION", "Drawing", "checksum", "draw", "ground_of", "shapes"]
@@ -567,10 +567,7 @@ def _check_numbers(**numbers: int) -> None:
 
 
 def _cache(size: int, seed: int) -> Path:
-    own = os.environ.get("WEAKSEG_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    base = Path(own) if own else Path(home) / "weakseg"
-    return base.expanduser() / VERSION / f"{size}px-seed{seed}"
+    return cache_folder() / VERSION / f"{size}px-seed{seed}"
 
 
 def _files(folder: Path, split: str, i: int) -> tuple[Path, Path]:

@@ -43,6 +43,7 @@ __all__ = [
     "NameIndex",
     "Source",
     "Untagged",
+    "cache_folder",
     "check_untagged",
     "class_list",
     "count",
@@ -250,6 +251,13 @@ def scan(root: Path, *, skip: Path | None = None) -> list[str]:
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                     found.append(prefix + entry.name)
     return sorted(found)
+
+
+def cache_folder() -> Path:
+    """Where sources keep what they make: ``$WEAKSEG_CACHE``, else the user's cache."""
+    own = os.environ.get("WEAKSEG_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(own) if own else Path(home) / "weakseg").expanduser()
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
