@@ -46,6 +46,7 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
     device = pick_device(recipe.runtime.accelerator)
     train = collection.split(*recipe.data.train)
     classes = len(collection.classes)
+    given = recipe.seeds.given is not None
     method = build(recipe.method, backbone_factory(_empty(recipe.backbone)), classes).to(device)
     model: Trainable
     stages = []
@@ -69,6 +70,8 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
                 classes,
                 device,
             )
+        elif name == "seeds" and given:
+            what = f"{len(train)} images, given scores"
         elif name == "seeds":
             what, seconds = _inference(recipe.seeds, len(train), method, device)
         elif name == "predict":

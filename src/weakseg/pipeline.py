@@ -34,6 +34,7 @@ from weakseg.stages.localise import has_boxes
 __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
 
 _WANTING = {
+    "train": "train a method instead of using given scores: --set seeds.given=null",
     "evaluate": "give ground-truth masks: --set data.masks=FOLDER, or boxes: --boxes auto",
     "refine": "name its steps: --set refine=[pamr]",
     "segment": "switch the segmenter on: --set segmenter.enabled=true",
@@ -70,7 +71,7 @@ class Run:
     @cached_property
     def model(self) -> Predictor:
         """The trained segmenter, or the method's network where the recipe trains no segmenter."""
-        wanted = needs_segmenter(self.recipe.method, self.recipe.segmenter.enabled)
+        wanted = needs_segmenter(self.recipe.method, self.recipe.segmenter_wanted)
         # An earlier recipe may have left a segmenter in the folder.
         return load(self.folder if wanted else RunFolder(self.folder).stage_folder("train"))
 
@@ -87,7 +88,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
         UserError: Whatever the user can mend. What is done stays done.
     """
     resolve(recipe.method)  # the method's own settings are checked before any data is touched,
-    refine.resolve_steps(recipe.refine)  # of each refinement step as well,
+    seeds.check_settings(recipe)
+    refine.check_settings(recipe)  # those of each refinement step as well,
     segment.check_settings(recipe)
     pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
     recipe = project.with_classifier(recipe)  # a given classifier says which network it is
@@ -122,10 +124,12 @@ def stages_of(
         ("train", train.train),
         ("seeds", seeds.seeds),
     ]
+    if recipe.seeds.given is not None:
+        stages.pop(1)
     if recipe.refine:
         stages.append(("refine", refine.refine))
     stages.append(("masks", masks.masks))
-    if needs_segmenter(recipe.method, recipe.segmenter.enabled):
+    if needs_segmenter(recipe.method, recipe.segmenter_wanted):
         stages.append(("segment", segment.segment))
     if recipe.segmenter.enabled is not False:
         stages.append(("predict", predict.predict))

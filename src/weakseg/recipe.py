@@ -98,6 +98,17 @@ class SeedsConfig(InferenceConfig):
     )
     stride: PositiveInt = Field(4, description="pixels of the image in one cell of a stored map")
     dtype: Literal["uint8", "float16"] = "uint8"
+    given: Path | None = Field(
+        None, description="folder of score files that take the place of a trained method's"
+    )
+    given_format: Literal[
+        "auto", "psa", "psa-crf", "irn", "puzzle", "puzzle-rw", "rs", "weakseg"
+    ] = Field("auto", description="what wrote them; it says whether classes count from 0 or 1")
+
+    @field_validator("given")
+    @classmethod
+    def _absolute(cls, given: Path | None) -> Path | None:
+        return None if given is None else given.expanduser().absolute()
 
 
 class PredictConfig(InferenceConfig):
@@ -242,9 +253,17 @@ class Recipe(Frozen):
         return tuple(step["name"] for step in self.refine)
 
     @property
+    def segmenter_wanted(self) -> bool | None:
+        """``segmenter.enabled``; behind given scores there is no other network, so null is true."""
+        enabled = self.segmenter.enabled
+        return True if enabled is None and self.seeds.given is not None else enabled
+
+    @property
     def segmenter_starts_from_classifier(self) -> bool:
         """True where the segmenter's backbone starts from the trained classifier's weights."""
         wanted = self.segmenter.from_classifier
+        if self.seeds.given is not None:
+            return bool(wanted)
         same = self.segmenter.backbone in (None, self.backbone)
         return same and self.backbone.from_scratch if wanted is None else wanted
 

@@ -148,7 +148,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         ("a.jsonl", '{"image": 3, "labels": ["x"]}', "not text"),
         ("a.jsonl", '{"image": "a", "labels": [3]}', "neither text"),
         ("a.jsonl", '{"image": "a"}', "missing"),
-        ("a.npy", b"", "no file of label vectors"),
+        ("a.npy", b"", "no readable pickle"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path: Path, name: str, text: str, match: str) -> None:

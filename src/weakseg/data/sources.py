@@ -224,8 +224,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 # --- files ----------------------------------------------------------------------------------
 
 
-def scan(root: Path, *, skip: Path | None = None) -> list[str]:
-    """Image files under ``root``, as sorted relative paths with ``/``.
+def scan(
+    root: Path, *, skip: Path | None = None, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> list[str]:
+    """Image files under ``root`` (or those with other ``suffixes``), as sorted relative paths
+    with ``/``.
 
     Hidden files and folders and those of file managers are left out, and so is the folder
     ``skip`` (masks may stand inside the root). Links to folders are followed, once.
@@ -248,7 +251,7 @@ def scan(root: Path, *, skip: Path | None = None) -> list[str]:
                     continue
                 if entry.is_dir():
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                elif os.path.splitext(entry.name)[1].lower() in suffixes:
                     found.append(prefix + entry.name)
     return sorted(found)
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import pickle
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from weakseg.data.pickles import Array, read_pickle, shown
 from weakseg.data.samples import IMAGE_SUFFIXES
 from weakseg.data.sources import (
     UNTAGGED_MEND,
@@ -466,10 +465,6 @@ def _validated(
 
 
 # --- cls_labels.npy -------------------------------------------------------------------------
-#
-# Such a file is a 0-d object array around a pickled dict: image id -> vector of zeros and ones.
-# Unpickling can run any code, so a restricted unpickler rebuilds only what these files hold: the
-# few NumPy names that they mention are replaced by plain stand-ins below, all else is refused.
 
 _VECTOR_MEND = "give the tags as a CSV table with the columns image and labels"
 
@@ -477,6 +472,7 @@ _VECTOR_MEND = "give the tags as a CSV table with the columns image and labels"
 def read_label_vectors(path: str | Path) -> dict[str, np.ndarray]:
     """Image ids and label vectors of a ``cls_labels.npy`` file.
 
+    Such a file is a 0-d object array around a pickled dict: image id -> vector of zeros and ones.
     Integer keys such as ``2007000032`` become ``"2007_000032"``, the form of VOC file names.
 
     Args:
@@ -488,23 +484,14 @@ def read_label_vectors(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: The file holds anything else. Nothing in it is ever executed.
     """
-    try:
-        content = Path(path).read_bytes()
-        stream = io.BytesIO(content)
-        if content.startswith(np.lib.format.MAGIC_PREFIX):
-            _skip_header(stream, path)
-        value = _Unpickler(stream, encoding="latin1").load()
-    except UserError as error:
-        raise UserError(error.what, where=path, mend=_VECTOR_MEND) from None
-    # A malformed pickle can make the interpreter of its opcodes raise nearly anything.
-    except Exception as error:
+    value = read_pickle(path, mend=_VECTOR_MEND)
+    if isinstance(value, np.ndarray):
         raise UserError(
-            f"this is no file of label vectors ({type(error).__name__}: {error})",
+            f"an array of shape {value.shape} and type {value.dtype} names no images; a dictionary "
+            "from ids to label vectors is needed",
             where=path,
             mend=_VECTOR_MEND,
-        ) from error
-    if isinstance(value, _Array):
-        value = value.item()
+        )
     if not isinstance(value, dict):
         raise UserError(
             "this file holds no dictionary of label vectors", where=path, mend=_VECTOR_MEND
@@ -512,31 +499,18 @@ def read_label_vectors(path: str | Path) -> dict[str, np.ndarray]:
     return _checked_vectors(value, path)
 
 
-def _skip_header(stream: io.BytesIO, path: str | Path) -> None:
-    version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise UserError(f"unknown version {version} of the .npy format")
-    shape, _, dtype = read(stream)
-    if shape != () or dtype != np.dtype(object):
-        raise UserError(
-            f"an array of shape {shape} and type {dtype} names no images; a dictionary from ids "
-            "to label vectors is needed"
-        )
-
-
 def _checked_vectors(value: dict[Any, Any], path: str | Path) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
     for key, entry in value.items():
         name = _vector_name(key)
-        vector = entry.array() if isinstance(entry, _Array) else entry
-        fits = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.size > 0
-        if name is None or not fits or not np.isfinite(vector).all():
+        try:
+            vector = entry.array() if isinstance(entry, Array) else None
+        except UserError as error:
+            raise UserError(error.what, where=path, mend=_VECTOR_MEND) from None
+        fits = vector is not None and vector.ndim == 1 and vector.size > 0
+        if vector is None or name is None or not fits or not np.isfinite(vector).all():
             raise UserError(
-                f"entry {key!r:.80} is not an image id with a vector of numbers",
+                f"entry {shown(key)} is not an image id with a vector of numbers",
                 where=path,
                 mend=_VECTOR_MEND,
             )
@@ -554,136 +528,3 @@ def _vector_name(key: object) -> str | None:
         digits = str(key)
         return f"{digits[:4]}_{digits[4:]}" if len(digits) == 10 else digits
     return None
-
-
-# --- stand-ins: what the pickle may build ---------------------------------------------------
-
-
-class _Dtype:
-    """Stands for ``numpy.dtype``: a kind, an item size and a byte order."""
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch("b1|[iu][1248]|f[248]|O[48]?", code):
-            raise UserError(f"values of type {code!r:.40} are no labels")
-        self._code = code
-        self._order = ""
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
-        if order not in ("<", ">", "|", "="):
-            raise UserError("a damaged type description")
-        self._order = order
-
-    @property
-    def is_object(self) -> bool:
-        return self._code.startswith("O")
-
-    def numpy(self) -> np.dtype:
-        if self.is_object:
-            raise UserError("label vectors hold objects instead of numbers")
-        return np.dtype(self._order + self._code)
-
-
-class _Array:
-    """Stands for ``numpy.ndarray``: shape, type and content, checked against each other."""
-
-    def __init__(self) -> None:
-        self._state: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _Dtype):
-            raise UserError("a damaged array")
-        self._state = state[1:]
-
-    def _parts(self) -> tuple[Any, ...]:
-        if not self._state:
-            raise UserError("an array without content")
-        return self._state
-
-    def item(self) -> Any:
-        """The one object of a 0-d object array."""
-        shape, dtype, _, content = self._parts()
-        if shape != () or not dtype.is_object or not isinstance(content, list) or len(content) != 1:
-            raise UserError("this file holds no dictionary of label vectors")
-        return content[0]
-
-    def array(self) -> np.ndarray:
-        """The numbers."""
-        shape, dtype, fortran, content = self._parts()
-        kind = dtype.numpy()
-        sound = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
-        if not sound or math.prod(shape) * kind.itemsize != len(content):
-            raise UserError("a damaged array: its content does not fill its shape")
-        numbers = np.frombuffer(_bytes(content), kind)
-        return np.reshape(numbers, shape, order="F" if fortran else "C")
-
-
-def _reconstruct(kind: Any, *_: Any) -> _Array:
-    if not isinstance(kind, _Admitted) or kind.make is not _Array:
-        raise UserError("a file of label vectors holds arrays only")
-    return _Array()
-
-
-def _scalar(dtype: Any, content: Any = b"") -> int | float:
-    if not isinstance(dtype, _Dtype):
-        raise UserError("a damaged number")
-    return np.frombuffer(_bytes(content), dtype.numpy(), count=1)[0].item()
-
-
-def _encode(text: Any, codec: Any = "latin1") -> bytes:
-    """How pickle protocol 2 spells bytes."""
-    if not isinstance(text, str) or codec != "latin1":
-        raise UserError("damaged bytes")
-    return text.encode("latin1")
-
-
-def _bytes(content: Any) -> bytes:
-    if isinstance(content, str):  # bytes of Python 2
-        return content.encode("latin1")
-    if not isinstance(content, bytes):
-        raise UserError("a damaged array")
-    return content
-
-
-class _Admitted:
-    """A stand-in as the pickle sees it: it can be called, and nothing on it can be set."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self.make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self.make(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UserError("the file tries to change what reads it; it was not read")
-
-
-# NumPy 1 and 2 name the same two functions in different modules.
-_ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    **{
-        (f"numpy.{core}.multiarray", name): stand_in
-        for core in ("core", "_core")
-        for name, stand_in in (("_reconstruct", _reconstruct), ("scalar", _scalar))
-    },
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings, numbers and the stand-ins above, and refuses all else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _Admitted(_ADMITTED[module, name])
-        except KeyError:
-            raise UserError(
-                f"the file asks for {module}.{name}, which label vectors do not need; it may be "
-                "harmful and was not read"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise UserError("the file refers to objects outside of itself")

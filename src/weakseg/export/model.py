@@ -132,7 +132,7 @@ def load(folder: str | Path) -> Predictor:
 
 def find_model(folder: Path) -> Path:
     """The model folder itself, or that of a run: the segmenter's, else the method's."""
-    stages = ("segment", "train") if _has_segmenter(folder) else ("train",)
+    stages = _model_stages(folder)
     for candidate in (
         folder,
         folder / "model",
@@ -147,16 +147,18 @@ def find_model(folder: Path) -> Path:
     )
 
 
-def _has_segmenter(folder: Path) -> bool:
-    """False where an earlier recipe left a segmenter that the run's own does not train."""
+def _model_stages(folder: Path) -> tuple[str, ...]:
+    """Stages of a run that have a model, less what an earlier recipe left and its own does not."""
     file = RunFolder(folder).recipe_file
     if not file.is_file():
-        return True
+        return ("segment", "train")
     try:
         recipe = load_recipe(file)
-        return needs_segmenter(recipe.method, recipe.segmenter.enabled)
+        segmenter = needs_segmenter(recipe.method, recipe.segmenter_wanted)
     except UserError:  # of another version
-        return True
+        return ("segment", "train")
+    trained = ("train",) if recipe.seeds.given is None else ()
+    return ("segment", *trained) if segmenter else trained
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

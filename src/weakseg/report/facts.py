@@ -171,10 +171,12 @@ class Facts:
     @property
     def expected(self) -> tuple[str, ...]:
         """Stages that a complete run of this recipe and collection has."""
-        enabled = self.recipe.segmenter.enabled
+        enabled = self.recipe.segmenter_wanted
         skipped = {"predict"} if enabled is False else set()
         if not needs_segmenter(self.recipe.method, enabled):
             skipped.add("segment")
+        if self.recipe.seeds.given is not None:
+            skipped.add("train")
         if not self.recipe.refine:
             skipped.add("refine")
         if not self.has_truth and not self.has_boxes:
@@ -336,8 +338,9 @@ def _localised(row: dict[str, Any]) -> Localised:
 def _conditions(row: dict[str, Any]) -> tuple[str, ...]:
     """Under which a number was measured, each in a few words."""
     words = []
-    if row.get("head") and row["head"] != row.get("stage"):
-        words.append(f"head {row['head']}")
+    head = row.get("head")
+    if head and head != row.get("stage"):
+        words.append(head if str(head).startswith("given") else f"head {head}")
     scales = [s for s in _numbers(row, "scales") if s is not None]
     if scales:
         flip = " + flip" if row.get("flip") else ""

@@ -126,6 +126,11 @@ def _what_was_done(facts: Facts) -> Iterator[str]:
             f"The method `{method}` was trained on {images}, from tags alone "
             f"(source: {data.tag_source})."
         )
+    elif facts.recipe.seeds.given is not None:
+        yield (
+            f"Score maps of {images} were given ({facts.recipe.seeds.given.name}) and limited to the "
+            f"tags from {data.tag_source}."
+        )
     else:
         yield f"The data have {images} to train on, with tags from {data.tag_source}."
     rule, steps = facts.threshold, facts.recipe.steps

@@ -154,7 +154,7 @@ class _Evaluation:
     ) -> None:
         self.run, self.recipe, self.collection, self.present = run, recipe, collection, present
         self.classes = len(collection.classes)
-        self._segmenter = needs_segmenter(recipe.method, recipe.segmenter.enabled)
+        self._segmenter = needs_segmenter(recipe.method, recipe.segmenter_wanted)
         self.rows: list[dict[str, Any]] = []
         self.worst: dict[str, list[tuple[str, float]]] = {}
         self.sweep: dict[str, Any] | None = None
@@ -297,17 +297,20 @@ class _Evaluation:
         made_by = self.recipe.predict if segmenter else self.recipe.seeds
         seeds = self.run.record("seeds")
         method = resolve(self.recipe.method)[0]
+        scales, flip = list(made_by.scales), made_by.flip
         head: str | None = "segmenter" if self._segmenter else method.heads[0]
         if not segmenter and seeds is not None:
             head = seeds.results.get("head")
+        if not segmenter and self.recipe.seeds.given is not None:
+            scales, flip = [], False  # whoever made the scores knows
         self.rows.append(
             {
                 "stage": stage,
                 "split": name,
                 "images": images,
                 "head": head,
-                "scales": list(made_by.scales),
-                "flip": made_by.flip,
+                "scales": scales,
+                "flip": flip,
                 "crf": self._crf(stage),
                 "tags": "given" if not segmenter else "none" if self._segmenter else "predicted",
                 "rule": rule,

@@ -25,7 +25,7 @@ __all__ = ["images_in", "predict", "predict_images"]
 
 def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Predicts every image of the collection; training images too, whose masks it improves."""
-    network = "segment" if needs_segmenter(recipe.method, recipe.segmenter.enabled) else "train"
+    network = "segment" if needs_segmenter(recipe.method, recipe.segmenter_wanted) else "train"
     trained = run.record(network)
     stage = run.stage(
         "predict",

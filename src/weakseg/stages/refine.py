@@ -45,7 +45,7 @@ from weakseg.stages.seeds import scores_path
 from weakseg.stages.train import PACE
 from weakseg.training.affinity import AffinityLearner
 
-__all__ = ["Given", "Step", "refine", "resolve_steps", "steps"]
+__all__ = ["Given", "Step", "check_settings", "refine", "resolve_steps", "steps"]
 
 _USUAL_SIDE = 500  # longer side of the images that the published number of steps was made for
 
@@ -268,6 +268,32 @@ def resolve_steps(sections: Iterable[Mapping[str, Any]]) -> list[Step]:
     return resolved
 
 
+def check_settings(recipe: Recipe) -> None:
+    """Refuses before any work what would fail behind it.
+
+    Raises:
+        UserError: Wrong settings of a step, or a step that needs a classifier where scores are
+            given and none is trained.
+    """
+    for step in resolve_steps(recipe.refine):
+        if recipe.seeds.given is None:
+            continue
+        if "features" in step.needs:
+            raise UserError(
+                "the step scg needs the features of a trained classifier, but the scores are given",
+                where="refine",
+                mend="leave scg out (pamr and crf need no network), or train a method: "
+                "--set seeds.given=null",
+            )
+        if "affinity" in step.needs and step.config.from_classifier:
+            raise UserError(
+                "the step affinity starts from a trained classifier, but the scores are given",
+                where="refine: affinity.from_classifier",
+                mend="let it start from its backbone's own weights: "
+                "--set 'refine=[{affinity: {from_classifier: false}}]'",
+            )
+
+
 def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Runs the steps that are not done yet on the scores of all training images."""
     images = collection.split(*recipe.data.train)
@@ -282,7 +308,7 @@ def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         ],
         "masks": recipe.masks.model_dump(mode="json") if _needs("threshold", chain) else None,
         "max_side": recipe.seeds.max_side,
-        "train": _trained(run) if _needs("features", chain) or _needs("affinity", chain) else None,
+        "train": _trained(run) if _needs_classifier(recipe, chain) else None,
         "backbone": recipe.backbone.model_dump(mode="json") if _needs("affinity", chain) else None,
         "seed": recipe.seed,
         "images": images.fingerprint(),
@@ -425,6 +451,12 @@ def _numpy(maps: Tensor) -> np.ndarray:
 
 def _needs(need: str, chain: Iterable[Step]) -> bool:
     return any(need in step.needs for step in chain)
+
+
+def _needs_classifier(recipe: Recipe, chain: Iterable[Step]) -> bool:
+    chain = list(chain)
+    trained = recipe.seeds.given is None
+    return trained and (_needs("features", chain) or _needs("affinity", chain))
 
 
 def _trained(run: RunFolder) -> str | None:

@@ -1,14 +1,24 @@
-"""Stage 3: score maps of the trained network on the tagged training images."""
+"""Stage 3: score maps of the tagged training images, of the trained network or given as files."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from weakseg.console import Bar
+from weakseg.console import Bar, console, track
 from weakseg.data.images import image_size
+from weakseg.data.published import (
+    Format,
+    Published,
+    find_files,
+    read_published,
+    settle_format,
+    stamps,
+)
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
@@ -22,18 +32,37 @@ from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_
 
 _LEAST = 1e-6
 
-__all__ = ["classification_f1", "gated", "make_seeds", "scores_path", "seeds"]
+__all__ = ["check_settings", "classification_f1", "gated", "make_seeds", "scores_path", "seeds"]
+
+
+_GIVEN = {"given", "given_format"}
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuses before any work what would be ignored.
+
+    Raises:
+        UserError: A head of the method is named, but the scores are given.
+    """
+    if recipe.seeds.given is not None and recipe.seeds.head is not None:
+        raise UserError(
+            f"the head {recipe.seeds.head!r} is named, but the scores are given",
+            where="seeds.head",
+            mend="leave one of them out: seeds.head or seeds.given",
+        )
 
 
 def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Writes one score file for each training image, gated by its tags."""
     images = collection.split(*recipe.data.train)
+    if recipe.seeds.given is not None:
+        return _given(run, recipe, images, recipe.seeds.given)
     trained = run.record("train")
     stage = run.stage(
         "seeds",
         {
             "train": trained.fingerprint if trained else None,
-            "seeds": recipe.seeds.model_dump(mode="json"),
+            "seeds": recipe.seeds.model_dump(mode="json", exclude=_GIVEN),
             "images": images.fingerprint(),
         },
         seed=recipe.seed,
@@ -145,3 +174,129 @@ def _write_group(
             probabilities=None if probabilities is None else probabilities[i],
         )
         write_scores(scores_path(folder, sample.id), own, dtype=config.dtype)
+
+
+# --- given scores ---------------------------------------------------------------------------
+
+
+def _given(run: RunFolder, recipe: Recipe, images: Collection, folder: Path) -> Stage:
+    """Turns the score files of other code into this stage's."""
+    config = recipe.seeds
+    files = find_files(folder, images.samples)
+    stage = run.stage(
+        "seeds",
+        {
+            "given": stamps(files),
+            "format": config.given_format,
+            "seeds": config.model_dump(mode="json", include={"stride", "dtype", "max_side"}),
+            "images": images.fingerprint(),
+        },
+        seed=recipe.seed,
+    )
+    if stage.finished:
+        return stage
+    tags = dict(zip((s.id for s in images), images.tag_matrix(), strict=True))
+    present = {key: (np.flatnonzero(row) + 1).tolist() for key, row in tags.items()}
+    kind = settle_format(config.given_format, files, present)
+    with stage.working():
+        scores = stage.folder / "scores"
+        convert = partial(_convert, files=files, kind=kind, tags=tags, config=config, folder=scores)
+        with ThreadPoolExecutor() as pool:
+            results = track(pool.map(convert, images), "given scores", len(images))
+            unlike = [s.id for s, fits in zip(images, results, strict=True) if not fits]
+        _say_unlike(unlike, len(images), folder, kind)
+        stage.results |= {
+            "images": len(images),
+            "head": f"given scores ({kind})",
+            "without_tagged_class": len(unlike),
+            "f1": classification_f1(images, scores),
+        }
+    return stage
+
+
+def _convert(
+    sample: Sample,
+    *,
+    files: dict[str, Path],
+    kind: Format,
+    tags: dict[str, np.ndarray],
+    config: SeedsConfig,
+    folder: Path,
+) -> bool:
+    """Writes one score file; False where the given one lacks a tagged class."""
+    path, own = files[sample.id], tags[sample.id]
+    found = read_published(path, kind)
+    if len(found.classes) and found.classes[-1] > len(own):
+        raise UserError(
+            f"it holds the class {found.classes[-1]}, but there are {len(own)} classes",
+            where=path,
+            mend="give all classes in the order of the score files (data.classes), or the format "
+            "that counts them right (seeds.given_format)",
+        )
+    size = image_size(sample.image)
+    maps = np.zeros((len(own), *_stored(found, size, config, path)), dtype=np.float32)
+    background = None
+    for k, score in zip(found.classes, found.unit(), strict=True):
+        small = _reduced(score, (maps.shape[1], maps.shape[2]))
+        if k:
+            maps[k - 1] = small
+        else:
+            background = small[None]
+    ids, kept = gated(maps, background, own)
+    fits = found.probabilities is not None and found.probabilities.shape == own.shape
+    result = ScoreFile(
+        ids,
+        kept,
+        stride=max(1, round(size[0] / kept.shape[1])),
+        size=size,
+        probabilities=found.probabilities if fits else None,
+    )
+    write_scores(scores_path(folder, sample.id), result, dtype=config.dtype)
+    return set(np.flatnonzero(own) + 1) <= set(found.classes.tolist())
+
+
+def _stored(
+    found: Published, size: tuple[int, int], config: SeedsConfig, path: Path
+) -> tuple[int, int]:
+    """(h, w) of the stored maps: the stage's stride, or coarser where the given maps are."""
+    longer = max(size)
+    scale = min(1.0, (config.max_side or longer) / longer)
+    height, width = (max(1, -(-round(side * scale) // config.stride)) for side in size)
+    if not len(found.classes):
+        return height, width
+    h, w = found.maps.shape[1:]
+    fits = h <= size[0] and w <= size[1] and abs(h * size[1] - w * size[0]) <= longer
+    if not fits:
+        raise UserError(
+            f"its maps of {h} x {w} do not fit the image of {size[0]} x {size[1]}",
+            where=path,
+            mend="make the scores from the same images, at their size or reduced by one factor",
+        )
+    return (h, w) if h < height or w < width else (height, width)
+
+
+def _reduced(score: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if score.shape == shape:
+        return score
+    return cv2.resize(score, shape[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _say_unlike(unlike: list[str], total: int, folder: Path, kind: str) -> None:
+    """Warns of files that lack a tagged class; refuses them where most do.
+
+    Raises:
+        UserError: More than half of the files lack a class: they mean other classes.
+    """
+    if 2 * len(unlike) > total:
+        raise UserError(
+            f"{len(unlike):,} of {total:,} files have no map of a tagged class, such as that of "
+            f"{unlike[0]}, read as {kind}",
+            where=folder,
+            mend="give the classes in the order of the score files (data.classes), or the format "
+            "that counts them right (seeds.given_format)",
+        )
+    if unlike:
+        console.print(
+            f"  {len(unlike):,} of {total:,} files have no map of a tagged class, such as that of "
+            f"{unlike[0]}: that class gets no pixels there"
+        )

@@ -69,11 +69,18 @@ def check_settings(recipe: Recipe) -> None:
     """Refuses before any training what would fail behind it.
 
     Raises:
-        UserError: Wrong settings of the mix, or a backbone that the decoder cannot stand on.
+        UserError: Wrong settings of the mix, a backbone that the decoder cannot stand on, or
+            weights of a classifier where none is trained.
     """
     if recipe.segmenter.mix is not None:
         build_mix(recipe.segmenter.mix, 1)
-    wanted = needs_segmenter(recipe.method, recipe.segmenter.enabled)
+    wanted = needs_segmenter(recipe.method, recipe.segmenter_wanted)
+    if wanted and recipe.seeds.given is not None and recipe.segmenter.from_classifier:
+        raise UserError(
+            "there is no classifier to start from: the scores are given",
+            where="segmenter.from_classifier",
+            mend="leave it out, or set segmenter.train.init_from to a model of your own",
+        )
     name = recipe.segmenter_backbone.name
     if wanted and is_transformer(name.split(".")[0]):
         raise UserError(

@@ -227,7 +227,7 @@ def save_model(
         "data": images.name,
         "images": len(images),
         "tags from": images.tag_source,
-        "method": recipe.method["name"],
+        "method": recipe.method["name"] if recipe.seeds.given is None else "given scores",
         "backbone": backbone.spec.name,
         "steps": result.steps,
         "seed": recipe.seed,
