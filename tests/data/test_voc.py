@@ -10,7 +10,7 @@ from PIL import Image
 
 from weakseg.data.check import check
 from weakseg.data.images import write_mask
-from weakseg.data.samples import Collection
+from weakseg.data.samples import Box, Collection
 from weakseg.data.voc import VOC_CLASSES, read_list, voc
 from weakseg.errors import UserError
 
@@ -222,6 +222,71 @@ def subset() -> Path:
     if not (path / "JPEGImages").is_dir():
         pytest.skip(f"no VOC data in {path} (set WEAKSEG_VOC to a devkit folder)")
     return path
+
+
+def write_xml(root: Path, key: str, *objects: str, head: str = "") -> None:
+    text = "".join(f"<object>{thing}</object>" for thing in objects)
+    (root / "Annotations" / f"{key}.xml").write_text(f"{head}<annotation>{text}</annotation>")
+
+
+def box(*sides: object) -> str:
+    names = ("xmin", "ymin", "xmax", "ymax")
+    inner = "".join(f"<{n}>{s}</{n}>" for n, s in zip(names, sides, strict=True))
+    return f"<bndbox>{inner}</bndbox>"
+
+
+def test_boxes_count_from_1_and_hold_their_last_pixel(devkit: Path) -> None:
+    part = f"<part><name>head</name>{box(2, 2, 3, 3)}</part>"
+    person = f"<name>person</name>{box(1, 1, 8, 6)}{part}"
+    cat = f"<name>cat</name><difficult>1</difficult>{box(2.5, 3, 2.5, 4)}"
+    write_xml(devkit, "2007_000001", person, cat)
+    found = load(devkit)
+    boxes = {s.id: s.boxes for s in found}
+    assert boxes["2007_000001"] == (Box("person", 0, 0, 8, 6), Box("cat", 1.5, 2, 2.5, 4))
+    assert boxes["2007_000002"] is None, "an object without a box"
+    assert said(found, "1 image with boxes, those of difficult objects included")
+    write_xml(devkit, "2007_000001", "<name>person</name>", "<name>cat</name>")
+    assert load(devkit).fingerprint() == found.fingerprint()
+
+
+def test_boxes_come_with_other_tags_too(devkit: Path) -> None:
+    write_xml(devkit, "2007_000001", f"<name>person</name>{box(1, 1, 2, 2)}")
+    write_xml(devkit, "2007_000002", "<name>")
+    (devkit / "labels.csv").write_text("image,labels\n2007_000001,cat\n2007_000002,dog\n")
+    found = load(devkit, labels="labels.csv")
+    assert [s.boxes for s in found][:2] == [(Box("person", 0, 0, 2, 2),), None]
+
+
+@pytest.mark.parametrize(
+    "bad", ["", box(1, 1, "x", 2), box(5, 1, 4, 2), box("nan", 1, 4, 2), box(1, 1, 1e9, 2)]
+)
+def test_what_is_no_box_does_not_spoil_the_tags(devkit: Path, bad: str) -> None:
+    write_xml(
+        devkit, "2007_000001", f"<name>person</name>{box(1, 1, 2, 2)}", f"<name>cat</name>{bad}"
+    )
+    found = load(devkit)
+    assert tags(found)["2007_000001"] == ("cat", "person") and found[0].boxes is None
+
+
+def test_document_types_are_refused(devkit: Path, tmp_path: Path) -> None:
+    """Entities can be nested until they fill the memory, and can read other files."""
+    laughs = "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 12))
+    secret = tmp_path / "secret"
+    secret.write_text("cat")
+    for entities in (
+        f"<!ENTITY a0 'ha'>{laughs}<!ENTITY x '&a11;'>",
+        f"<!ENTITY x SYSTEM '{secret}'>",
+        "<!ENTITY x 'cat'>",
+    ):
+        head = f"<!DOCTYPE annotation [{entities}]>"
+        write_xml(devkit, "2007_000001", "<name>&x;</name>", head=head)
+        with pytest.raises(UserError, match="DOCTYPE") as caught:
+            load(devkit)
+        assert "2007_000001.xml" in caught.value.what and caught.value.mend
+        text = (devkit / "Annotations" / "2007_000001.xml").read_text()
+        (devkit / "Annotations" / "2007_000001.xml").write_bytes(text.encode("utf-16"))
+        with pytest.raises(UserError, match="DOCTYPE"):
+            load(devkit)
 
 
 @pytest.mark.realdata

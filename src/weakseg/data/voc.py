@@ -2,15 +2,17 @@
 
 ``JPEGImages/*.jpg``, ``Annotations/*.xml``, ``ImageSets/Segmentation/{train,val}.txt``, and masks
 in ``SegmentationClass`` or, for images that have none there, ``SegmentationClassAug``. Ids are
-relative to ``JPEGImages``: ``2007_000032``.
+relative to ``JPEGImages``: ``2007_000032``. Boxes come from the XML, those of difficult objects
+included; its pixels count from 1 and a box holds its last ones.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from weakseg.data.images import read_mask
-from weakseg.data.samples import Collection, Sample
+from weakseg.data.samples import Box, Collection, Sample
 from weakseg.data.sources import (
     NameIndex,
     Untagged,
@@ -86,8 +88,14 @@ def voc(
     known = names or VOC_CLASSES
     samples = _listed(path, chosen["lists"], notes)
     samples = _with_masks(samples, path, masks, notes)
-    tags, tag_source = _tags(samples, labels, path, known, untagged, notes)
-    samples = [replace(s, tags=tags.get(s.id)) for s in samples]
+    annotated = _read_annotations(samples, path)
+    tags, tag_source = _tags(samples, annotated, labels, path, known, untagged, notes)
+    boxes = _boxes(annotated, known)
+    if boxes:
+        notes.append(
+            f"{count(len(boxes), 'image')} with boxes, those of difficult objects included."
+        )
+    samples = [replace(s, tags=tags.get(s.id), boxes=boxes.get(s.id)) for s in samples]
     samples = settle_untagged(samples, untagged, notes)
     samples.sort(key=lambda s: (s.id, s.split))
     name = path.resolve().name or "voc"
@@ -204,6 +212,7 @@ def _with_masks(
 
 def _tags(
     samples: Sequence[Sample],
+    annotated: _Annotations,
     labels: str | Path | None,
     root: Path,
     classes: Sequence[str],
@@ -214,7 +223,9 @@ def _tags(
     if labels is None:
         labels = _default_labels(root, notes)
     if labels == "xml":
-        return _xml_tags(samples, root, classes), "VOC XML annotations (difficult objects counted)"
+        return _xml_tags(
+            annotated, root, classes
+        ), "VOC XML annotations (difficult objects counted)"
     if labels == "masks":
         notes.append(
             "ATTENTION: the tags were computed from ground-truth masks, a cleaner supervision "
@@ -239,31 +250,32 @@ def _default_labels(root: Path, notes: list[str]) -> str | Path:
     )
 
 
-def _xml_tags(samples: Sequence[Sample], root: Path, classes: Sequence[str]) -> Tags:
+def _xml_tags(annotated: _Annotations, root: Path, classes: Sequence[str]) -> Tags:
     folder = root / "Annotations"
     if not folder.is_dir():
         raise UserError("there are no XML annotations", where=folder, mend="give a tag table")
-    present = {file.name for file in folder.glob("*.xml")}
-    tags: Tags = {}
-    unknown: dict[str, str] = {}
-    broken: list[str] = []
-    for key in dict.fromkeys(s.id for s in samples):
-        if f"{key}.xml" not in present:
-            continue
-        try:
-            names = _xml_objects(folder / f"{key}.xml")
-        except (OSError, ElementTree.ParseError, ValueError):
-            broken.append(key)
-            continue
-        unknown.update({name: key for name in names if name not in classes})
-        # An annotation without objects may just be unfinished: it counts as untagged.
-        tags[key] = in_class_order(names, classes) or None
-    if broken:
+    if annotated.refused:
         raise UserError(
-            f"{count(len(broken), 'XML file')} cannot be read, such as {broken[0]}.xml",
+            f"{count(len(annotated.refused), 'XML file')} with a document type (DOCTYPE), such as "
+            f"{annotated.refused[0]}.xml; it can define entities that fill the memory, and was not "
+            "read",
+            where=folder,
+            mend="remove <!DOCTYPE ...>: annotations need none",
+        )
+    if annotated.broken:
+        raise UserError(
+            f"{count(len(annotated.broken), 'XML file')} cannot be read, such as "
+            f"{annotated.broken[0]}.xml",
             where=folder,
             mend="copy them again from their origin",
         )
+    tags: Tags = {}
+    unknown: dict[str, str] = {}
+    for key, objects in annotated.objects.items():
+        names = [thing.name for thing in objects]
+        unknown.update({name: key for name in names if name not in classes})
+        # An annotation without objects may just be unfinished: it counts as untagged.
+        tags[key] = in_class_order(names, classes) or None
     if unknown:
         name, key = min(unknown.items())
         raise UserError(
@@ -275,10 +287,87 @@ def _xml_tags(samples: Sequence[Sample], root: Path, classes: Sequence[str]) -> 
     return tags
 
 
-def _xml_objects(path: Path) -> list[str]:
-    # Parts of objects (head, hand, foot) have names too, but are no objects.
-    names = [node.findtext("name") for node in ElementTree.parse(path).getroot().iter("object")]
-    return [tidy(name) for name in names if name and name.strip()]
+def _boxes(annotated: _Annotations, classes: Sequence[str]) -> dict[str, tuple[Box, ...]]:
+    """Id -> boxes, of the images whose annotation gives one for each of its objects."""
+    boxes: dict[str, tuple[Box, ...]] = {}
+    for key, objects in annotated.objects.items():
+        kept = [thing for thing in objects if thing.name in classes]
+        if kept and all(thing.box for thing in kept):
+            boxes[key] = tuple(Box(o.name, *o.box) for o in kept if o.box)
+    return boxes
+
+
+@dataclass
+class _Annotations:
+    """The XML files of the listed images: id -> objects, and the ids that could not be read."""
+
+    objects: dict[str, list[_Object]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def _read_annotations(samples: Sequence[Sample], root: Path) -> _Annotations:
+    found, folder = _Annotations(), root / "Annotations"
+    if not folder.is_dir():
+        return found
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in entries}
+    for key in dict.fromkeys(s.id for s in samples):
+        if f"{key}.xml" not in present:
+            continue
+        try:
+            found.objects[key] = _xml_objects(folder / f"{key}.xml")
+        except _DoctypeError:
+            found.refused.append(key)
+        except (OSError, ElementTree.ParseError, ValueError):
+            found.broken.append(key)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object of an annotation; its box is (x1, y1, x2, y2), the last two exclusive."""
+
+    name: str
+    box: tuple[float, float, float, float] | None
+
+
+class _DoctypeError(ValueError):
+    """The annotation declares a document type."""
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds the tree of a file without a document type."""
+
+    def doctype(self, *_: object) -> None:
+        raise _DoctypeError
+
+
+def _xml_objects(path: Path) -> list[_Object]:
+    """Objects of an annotation; parts of them (head, hand, foot) have names too, but are none.
+
+    Raises:
+        ValueError: The file declares a document type.
+    """
+    tree = ElementTree.parse(path, ElementTree.XMLParser(target=_Builder()))
+    found = []
+    for node in tree.getroot().iter("object"):
+        name = tidy(node.findtext("name") or "")
+        if name:
+            found.append(_Object(name, _xml_box(node.find("bndbox"))))
+    return found
+
+
+def _xml_box(node: ElementTree.Element | None) -> tuple[float, float, float, float] | None:
+    """None for a box that is none: it does not spoil the tags."""
+    if node is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(node.findtext(s) or "") for s in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return None
+    sound = -1e6 < x1 <= x2 < 1e6 and -1e6 < y1 <= y2 < 1e6
+    return (x1 - 1, y1 - 1, x2, y2) if sound else None
 
 
 def _mask_tags(samples: Sequence[Sample], root: Path, classes: Sequence[str]) -> Tags:
