@@ -1,7 +1,7 @@
 """The source for your own images: a folder, with a tag table or with one folder per class.
 
 With a table (``labels``), images may lie anywhere under ``root``. Without one, a table named
-``labels.csv``, ``labels.tsv`` or ``labels.jsonl`` in the root is used; failing that, the first
+``labels.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` in the root is used; failing that, the first
 folder of an image's path is its tag (``cat/001.jpg``). Folders named ``train``, ``val`` and
 ``test`` around the class folders are splits (``train/cat/001.jpg``).
 
@@ -49,7 +49,7 @@ from weakseg.registry import suggest
 
 __all__ = ["folder"]
 
-_TABLES = ("labels.csv", "labels.tsv", "labels.jsonl")
+_TABLES = ("labels.csv", "labels.tsv", "labels.jsonl", "labels.parquet")
 
 
 @sources.register("folder")

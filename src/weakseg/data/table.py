@@ -1,4 +1,4 @@
-"""Tag tables: CSV, TSV, JSON lines, and the published ``cls_labels.npy``.
+"""Tag tables: CSV, TSV, JSON lines, Parquet, and the published ``cls_labels.npy``.
 
 A table has a column that names images and either a column of tags or one column of zeros and
 ones for each class, and may have a column ``split``. What was detected is said in the notes; all
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from weakseg.data.parquet import Column, read_columns
 from weakseg.data.pickles import Array, read_pickle, shown
 from weakseg.data.samples import IMAGE_SUFFIXES
 from weakseg.data.sources import (
@@ -137,8 +138,8 @@ def read_table(
     of another cell. One separator holds for the whole table.
 
     Args:
-        path: ``.jsonl`` or ``.ndjson`` (objects with ``image`` and ``labels``), ``.npy`` (label
-            vectors in the order of ``classes``), anything else as delimited text.
+        path: ``.jsonl`` or ``.ndjson`` (objects with ``image`` and ``labels``), ``.parquet``,
+            ``.npy`` (label vectors in the order of ``classes``), anything else as delimited text.
         classes: Allowed tags; None allows any.
         untagged: What an empty cell means; ``"drop"`` yields rows with tags None.
 
@@ -155,6 +156,8 @@ def read_table(
         raws, notes = _read_vectors(path, classes)
     elif suffix in {".jsonl", ".ndjson", ".json"}:
         raws, notes = _read_jsonl(path, problems)
+    elif suffix in {".parquet", ".pq"}:
+        raws, notes = _read_parquet(path, classes, problems)
     else:
         raws, notes = _read_delimited(path, classes, problems)
     notes += _cut_cells(raws, classes)
@@ -228,6 +231,84 @@ def _json_row(row: int, entry: dict[str, Any], problems: Problems) -> _Raw | Non
 def _split_cell(entry: dict[str, Any], keys: list[str], column: int | None) -> str | None:
     value = entry[keys[column]] if column is not None else None
     return None if value is None else str(value)
+
+
+def _read_parquet(
+    path: Path, classes: Sequence[str] | None, problems: Problems
+) -> tuple[list[_Raw], list[str]]:
+    """The same columns as in delimited text; rows count from 1."""
+    columns = read_columns(path)
+    named = {tidy(column.name): column for column in columns}
+    text = [name for name, column in named.items() if column.kind == "text"]
+    image = _pick(text, _IMAGE_COLUMNS)
+    if image is None:
+        there = ", ".join(f"{name} ({column.type:.40})" for name, column in named.items())
+        raise UserError(
+            f"no column of text names images; the columns are: {there or 'none'}",
+            where=path,
+            mend="name the columns 'image' (text) and 'labels' (text or lists of text)",
+        )
+    others = [name for name in named if name != text[image]]
+    labels, split = _pick(others, _LABEL_COLUMNS), _pick(others, _SPLIT_COLUMNS)
+    names = named[text[image]].values()
+    splits = named[others[split]].values() if split is not None else [None] * len(names)
+    cells: Sequence[str | tuple[str, ...] | None]
+    if labels is not None:
+        cells = _tag_cells(named[others[labels]], path)
+        notes = [f"images are named in column '{text[image]}', tags in column '{others[labels]}'."]
+    else:
+        rest = [n for i, n in enumerate(others) if i != split and named[n].kind == "numbers"]
+        wanted = rest if classes is None else [n for n in rest if n in set(classes)]
+        bits = {name: named[name].values() for name in wanted}
+        if classes is None:
+            bits = {
+                n: v for n, v in bits.items() if v and set(v) - {None} and set(v) <= {0, 1, None}
+            }
+        if not bits:
+            raise UserError(
+                f"no column holds tags; the columns are: {', '.join(named)}",
+                where=path,
+                mend="name the column of tags 'labels', or give one column of 0 and 1 for each "
+                "class",
+            )
+        cells = _bit_cells(bits, len(names), problems)
+        notes = [f"{count(len(bits), 'column')} of 0 and 1, one for each class."]
+    rows = enumerate(zip(names, cells, splits, strict=True), start=1)
+    raws = [
+        _Raw(row, name or "", cell, None if part is None else str(part))
+        for row, (name, cell, part) in rows
+        if cell is not None
+    ]
+    return raws, notes
+
+
+def _tag_cells(column: Column, path: Path) -> list[str | tuple[str, ...] | None]:
+    if column.kind not in ("text", "tags"):
+        raise UserError(
+            f"the column {column.name!r} of tags is of type {column.type:.60}",
+            where=path,
+            mend="write the names of the classes: text, or lists of text",
+        )
+    if column.kind == "text":
+        return [value or "" for value in column.values()]
+    return [tuple(tidy(tag) for tag in value or () if tag) for value in column.values()]
+
+
+def _bit_cells(
+    bits: dict[str, list[Any]], rows: int, problems: Problems
+) -> list[tuple[str, ...] | None]:
+    """Tags of each row; None where a cell is neither 0 nor 1."""
+    tags: list[list[str] | None] = [[] for _ in range(rows)]
+    for name, values in bits.items():
+        for i, value in enumerate(values):
+            own = tags[i]
+            if value not in (0, 1):
+                what = f"column '{name}' holds {value!r:.40}"
+                problems.add(i + 1, what, "write 0 or 1 in the column of each class")
+                tags[i] = None
+            elif value and own is not None:
+                own.append(name)
+    return [None if own is None else tuple(own) for own in tags]
 
 
 @dataclass(frozen=True)
