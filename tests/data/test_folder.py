@@ -282,3 +282,69 @@ def test_name_index_prefers_the_tighter_reading(tmp_path: Path) -> None:
         match = index.find(name)
         assert match is not None and list(match.files) == files, name
     assert index.find("../a") is None and index.find("C:\\x\\a.png") is None
+
+
+@pytest.mark.parametrize("kind", ["class folders", "table", "masks"])
+def test_each_folder_is_listed_once_and_no_file_is_asked_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On network drives each question costs milliseconds, and there are 100,000s of files."""
+    root, masks, rows = tmp_path / "images", tmp_path / "masks", ["image,labels"]
+    for a in ("cat", "dog"):
+        for b in range(5):
+            for c in range(20):
+                name = f"{a}/{b}/{a}-{b}-{c}"
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / f"{name}.jpg").touch()
+                rows.append(f"{name}.jpg,{a}")
+                if kind == "masks":
+                    (masks / name).parent.mkdir(parents=True, exist_ok=True)
+                    (masks / f"{name}.png").touch()
+    table = tmp_path / "tags.csv"
+    table.write_text("\n".join(rows))
+    listed: list[str] = []
+    asked: list[str] = []
+    scandir, stat = os.scandir, os.stat
+
+    def count_scandir(path: Any = ".") -> Any:
+        listed.append(os.fspath(path))
+        return scandir(path)
+
+    def count_stat(path: Any, *more: Any, **named: Any) -> Any:
+        asked.append(os.fspath(path))
+        return stat(path, *more, **named)
+
+    monkeypatch.setattr(os, "scandir", count_scandir)
+    monkeypatch.setattr(os, "stat", count_stat)
+    given = {"table": {"labels": table}, "masks": {"masks": masks}}.get(kind, {})
+    found = load(root, **given)
+    folders = 13 * (2 if kind == "masks" else 1)  # the root, 2 classes, 5 parts in each
+    assert len(found) == 200 and len(listed) == len(set(listed)) == folders
+    assert not [path for path in asked if path.endswith((".jpg", ".png"))]
+    if kind == "masks":
+        assert all(s.mask is not None for s in found)
+    asked.clear()
+    found.fingerprint()
+    assert len(asked) == len(found), "its size and time, in one question"
+
+
+def test_name_index_in_a_large_flat_folder_of_equal_names(tmp_path: Path) -> None:
+    files = [f"{i}/rgb.png" for i in range(3)] + ["x/a.jpg.png", "Y/b.JPG", "top.png"]
+    index = NameIndex(files, tmp_path)
+    found = {
+        "0/rgb.png": ("0/rgb.png",),
+        "1/rgb": ("1/rgb.png",),
+        "rgb": tuple(files[:3]),
+        "rgb.png": tuple(files[:3]),
+        "rgb.jpg": (),
+        "a.jpg": ("x/a.jpg.png",),
+        "x/a.jpg": ("x/a.jpg.png",),
+        "a": (),
+        "b.jpg": ("Y/b.JPG",),
+        "y/B": ("Y/b.JPG",),
+        "9/rgb": (),
+        "TOP": ("top.png",),
+        f"{tmp_path.name}/2/rgb": ("2/rgb.png",),
+    }
+    assert {name: index.find(name).files for name in found} == found
+    assert index.find("../top.png") is None

@@ -100,9 +100,10 @@ def folder(
     if masks is not None and names is None:
         notes += _assumed_order(known)
     samples = [
-        s if s.tags is None else replace(s, tags=in_class_order(s.tags, known)) for s in samples
+        s if s.tags is None or len(s.tags) < 2 else replace(s, tags=in_class_order(s.tags, known))
+        for s in samples
     ]
-    samples.sort(key=lambda s: (s.id, str(s.image)))
+    samples.sort(key=lambda s: (s.id, s.image.name))
     name = path.resolve().name or "folder"
     return Collection(name, known, tuple(samples), tag_source, tuple(notes))
 
@@ -224,6 +225,8 @@ def _split_folders(files: Iterable[str]) -> tuple[str, ...]:
 
 def _same_content(root: Path, members: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
     """Groups (class, file) pairs of one file name by content; first class first."""
+    if len(members) == 1:
+        return [members]
     ordered = sorted(members, key=lambda m: (natural_key(m[0]), m[1]))
     if len({tag for tag, _ in ordered}) == 1:
         return [[member] for member in ordered]

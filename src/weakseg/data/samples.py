@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +133,10 @@ class Collection:
         """
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for s in self.samples:
-            stat = s.image.stat() if s.image.exists() else None
-            stamp = (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+            try:
+                stat = os.stat(s.image)
+                stamp = (stat.st_size, stat.st_mtime_ns)
+            except (OSError, ValueError):  # the check reports it
+                stamp = (0, 0)
             digest.update(repr((s.id, s.tags, s.split, stamp)).encode())
         return digest.hexdigest()

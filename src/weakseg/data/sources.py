@@ -29,10 +29,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from weakseg.data.samples import IMAGE_SUFFIXES, Collection, Sample
@@ -184,6 +184,7 @@ def tidy(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+@lru_cache(maxsize=4096)
 def natural_key(text: str) -> tuple:
     """Sort key that puts ``class 2`` before ``class 10`` and ignores case where it can."""
     parts = re.split(r"([0-9]+)", text)
@@ -212,8 +213,8 @@ def is_split_word(text: str) -> bool:
 
 def sample_id(relative: str) -> str:
     """Id of an image: its path relative to the root without the image suffix, with ``/``."""
-    path = PurePosixPath(relative)
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else relative
+    stem, suffix = os.path.splitext(relative)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else relative
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -288,12 +289,15 @@ class NameIndex:
     """
 
     def __init__(self, files: Iterable[str], root: Path) -> None:
-        self._root = root
-        self._by_name: dict[str, set[str]] = defaultdict(set)
+        self._roots = tuple(dict.fromkeys((root, root.absolute(), root.resolve())))
+        self._name = root.resolve().name
+        # One file for nearly all names: a list for each would take three times the memory.
+        self._by_id: dict[str, str | list[str]] = {}
+        self._by_stem: dict[str, str | list[str]] = {}
         for file in files:
-            for name in {file, sample_id(file), file.rpartition("/")[2]}:
-                self._by_name[_key(name)].add(file)
-            self._by_name[_key(sample_id(file.rpartition("/")[2]))].add(file)
+            own = _key(sample_id(file))
+            _add(self._by_id, own, file)
+            _add(self._by_stem, own.rpartition("/")[2], file)
 
     def find(self, name: str) -> Match | None:
         """The files that ``name`` may mean; None if it leads out of the root."""
@@ -301,9 +305,9 @@ class NameIndex:
         if relative is None:
             return None
         files = self._lookup(relative)
-        if not files and self._root.resolve().name in relative.split("/")[:-1]:
+        if not files and self._name in relative.split("/")[:-1]:
             parts = relative.split("/")
-            inner = "/".join(parts[parts.index(self._root.resolve().name) + 1 :])
+            inner = "/".join(parts[parts.index(self._name) + 1 :])
             files = self._lookup(inner)
             relative = inner if files else relative
         return Match(relative, files)
@@ -312,7 +316,7 @@ class NameIndex:
         name = name.replace("\\", "/")
         if name.startswith("/") or re.match(r"[A-Za-z]:/", name):
             inside = Path(name)
-            for root in (self._root, self._root.absolute(), self._root.resolve()):
+            for root in self._roots:
                 if inside.is_relative_to(root):
                     return inside.relative_to(root).as_posix()
             return None
@@ -320,22 +324,39 @@ class NameIndex:
         return None if ".." in parts or not parts else "/".join(parts)
 
     def _lookup(self, relative: str) -> tuple[str, ...]:
-        found = self._by_name.get(_key(relative), set())
+        key = _key(relative)
         # The tighter reading wins: the file itself, then its id, then any case, then a bare name.
+        full = [*_get(self._by_id, _key(sample_id(relative))), *_get(self._by_id, key)]
         wanted = unicodedata.normalize("NFC", relative)
-        for reading in (_same, _same_id):
-            exact = {f for f in found if reading(unicodedata.normalize("NFC", f), wanted)}
-            if exact:
-                return tuple(sorted(exact))
-        for reading in (_same, _same_id):
-            loose = {f for f in found if reading(_key(f), _key(relative))}
-            if loose:
-                return tuple(sorted(loose))
-        return tuple(sorted(found))
+        exact = [(f, unicodedata.normalize("NFC", f)) for f in full]
+        loose = [(f, _key(f)) for f in full]
+        for files, name in ((exact, wanted), (loose, key)):
+            for reading in (_same, _same_id):
+                found = {f for f, shown in files if reading(shown, name)}
+                if found:
+                    return tuple(sorted(found))
+        if "/" in key:
+            return ()
+        bare = [*_get(self._by_stem, sample_id(key)), *_get(self._by_stem, key)]
+        names = ((f, _key(f).rpartition("/")[2]) for f in bare)
+        return tuple(sorted({f for f, shown in names if key in (shown, sample_id(shown))}))
+
+
+def _add(index: dict[str, str | list[str]], key: str, file: str) -> None:
+    there = index.setdefault(key, file)
+    if isinstance(there, list):
+        there.append(file)
+    elif there is not file:
+        index[key] = [there, file]
+
+
+def _get(index: Mapping[str, str | list[str]], key: str) -> Sequence[str]:
+    found = index.get(key, ())
+    return (found,) if isinstance(found, str) else found
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _same(file: str, name: str) -> bool:
@@ -377,7 +398,8 @@ def with_masks(
     if folder is None:
         return list(samples)
     path = locate(folder, root, where="masks")
-    found = [replace(s, mask=_existing(path / f"{s.id}.png")) for s in samples]
+    there = set(scan(path, suffixes=frozenset({".png"}))) if path.is_dir() else set()
+    found = [replace(s, mask=_existing(path, f"{s.id}.png", there)) for s in samples]
     number = sum(s.mask is not None for s in found)
     if samples and not number:
         raise UserError(
@@ -390,11 +412,15 @@ def with_masks(
     return found
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _existing(folder: Path, name: str, listed: set[str]) -> Path | None:
+    path = folder / name
+    # Not listed as written here: a file system that ignores case may know it still.
+    return path if name in listed or path.is_file() else None
 
 
 def in_class_order(tags: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
     """Tags without repetition, in the order of the classes."""
     wanted = set(tags)
+    if len(wanted) < 2:
+        return tuple(name for name in wanted if name in classes)
     return tuple(name for name in classes if name in wanted)
