@@ -15,6 +15,7 @@ from weakseg.data import coco as module
 from weakseg.data.coco import coco
 from weakseg.data.images import read_mask
 from weakseg.data.samples import Box, Collection
+from weakseg.data.table import read_table
 from weakseg.errors import UserError
 from weakseg.recipe import load_recipe
 from weakseg.stages.check import collect
@@ -218,6 +219,12 @@ def test_same_names_in_both_splits(tmp_path: Path) -> None:
 def test_through_a_recipe(root: Path) -> None:
     recipe = load_recipe(None, sets=["data.source=coco", f"data.root={root}", "data.masks=coco"])
     assert any(s.mask is not None for s in collect(recipe.data))
+
+
+def test_another_source_says_which_one_reads_it(root: Path) -> None:
+    with pytest.raises(UserError, match="instances file of COCO") as caught:
+        read_table(root / "annotations" / "instances_train2014.json")
+    assert "data.source=coco" in (caught.value.mend or "")
 
 
 def test_tags_agree_with_pycocotools(root: Path, capsys: pytest.CaptureFixture) -> None:

@@ -190,7 +190,14 @@ def _read_vectors(path: Path, classes: Sequence[str] | None) -> tuple[list[_Raw]
 
 def _read_jsonl(path: Path, problems: Problems) -> tuple[list[_Raw], list[str]]:
     raws = []
-    for row, line in enumerate(_text(path).split("\n"), start=1):
+    text = _text(path)
+    if text.lstrip().startswith("{") and '"annotations"' in text and '"categories"' in text:
+        raise UserError(
+            "this is no table of tags but an instances file of COCO",
+            where=path,
+            mend="read it with its own source: --set data.source=coco",
+        )
+    for row, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
