@@ -355,6 +355,23 @@ def laughs() -> bytes:
     )
 
 
+def towers(*, memo: bool) -> bytes:
+    """A tuple of two tuples of two tuples ..., 2^60 in all, as the key of a dictionary."""
+    if not memo:
+        return b"\x80\x02}N\x85" + b"2\x86" * 60 + b"Ns."
+    levels = (
+        b"h" + bytes([i]) + b"\x86N0q" + bytes([i + 1]) for i in range(60)
+    )  # N0 hides that what is numbered is a tuple
+    return b"\x80\x02}N\x85q\x00" + b"".join(levels) + b"Ns."
+
+
+@pytest.mark.parametrize("memo", [True, False])
+def test_keys_that_would_take_forever(tmp_path: Path, memo: bool) -> None:
+    (tmp_path / "a.npy").write_bytes(towers(memo=memo))
+    with pytest.raises(UserError, match="repeats parts of itself"):
+        read_published(tmp_path / "a.npy", "psa")
+
+
 @pytest.mark.parametrize(
     "content",
     [

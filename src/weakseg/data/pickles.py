@@ -25,6 +25,9 @@ from weakseg.errors import UserError
 __all__ = ["Array", "read_pickle", "shown"]
 
 _MOST_PUTS = 1 << 16  # slack on the index of a memo entry, which is otherwise below the file's size
+_MOST_SHARED = 16  # tuples that stand in several places; arrays share none
+_NO_TUPLE = ("UNICODE", "UNICODE8", "STRING", "BYTES", "BYTES8", "ARRAY8", "DICT", "LIST", "GLOBAL",
+             "REDUCE")  # fmt: skip  # endings of the opcodes that surely make something else
 
 
 def read_pickle(path: str | Path, *, mend: str) -> Any:
@@ -101,13 +104,35 @@ def _filled(
 def _load(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
     """One pickle from the stream; persistent ids mean ``storages`` where they are given."""
     start = stream.tell()
-    limit = len(stream.getbuffer()) + _MOST_PUTS
-    for opcode, argument, _ in pickletools.genops(stream):
-        # Python reserves as much memory as the largest index says.
-        if "PUT" in opcode.name and (argument or 0) > limit:
-            raise UserError("a damaged pickle: it numbers more objects than it can hold")
+    _refuse_bombs(stream)
     stream.seek(start)
     return _Unpickler(stream, storages).load()
+
+
+def _refuse_bombs(stream: io.BytesIO) -> None:
+    """Looks through a pickle for what would fill the memory or never end.
+
+    Python reserves as much memory as the largest index of a memo entry says; and a tuple of two
+    tuples, of which each is a tuple of two, and so on, takes forever as a key.
+    """
+    limit = len(stream.getbuffer()) + _MOST_PUTS
+    known: set[int] = set()
+    tuples: set[int] = set()
+    shared, before = 0, ""
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name == "MEMOIZE" or "PUT" in name:
+            index = len(known) if name == "MEMOIZE" else argument or 0
+            if index > limit:
+                raise UserError("a damaged pickle: it numbers more objects than it can hold")
+            known.add(index)
+            if not before.endswith(_NO_TUPLE):
+                tuples.add(index)
+        elif name == "DUP" or ("GET" in name and argument in tuples):
+            shared += 1
+            if shared > _MOST_SHARED:
+                raise UserError("a pickle that repeats parts of itself too often; it was not read")
+        before = name
 
 
 # --- stand-ins for NumPy --------------------------------------------------------------------
