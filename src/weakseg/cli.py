@@ -461,7 +461,8 @@ def _show_summary(folder: Path) -> None:
     from rich.table import Table
 
     run = RunFolder(folder)
-    given = load_recipe(run.recipe_file).seeds.given is not None
+    kept = run.recipe_file
+    given = kept.exists() and load_recipe(kept).seeds.given is not None
     done = Table("stage", "result", "time")
     for name in STAGES:
         record = run.record(name)
