@@ -34,13 +34,20 @@ from weakseg.data.images import read_image
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.export.model import load
-from weakseg.inference import Predictor, evaluating, multi_scale
-from weakseg.ops import CRITERIA, ThresholdSweep, label_free_threshold, metrics, pamr
+from weakseg.inference import Predictor, evaluating
+from weakseg.ops import (
+    CRITERIA,
+    ThresholdSweep,
+    agreement_threshold,
+    label_free_threshold,
+    metrics,
+    pamr,
+)
 from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import read_list, sweep
-from weakseg.stages.seeds import scores_path
+from weakseg.stages.seeds import scale_agreement, scores_path
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.csv"
 BINS, STEPS, SIDE = 256, 100, 256
@@ -177,7 +184,7 @@ def _look(images: Collection, scores: Path, run: Path | None, network: int) -> S
     seconds = {"histogram": time.perf_counter() - start}
     sums = {name: np.zeros(STEPS) for name in ("border", "inner", "edge", "outline", "spread")}
     refined = np.zeros((STEPS, STEPS))
-    for name in ("border", "edge", "spread", "refined"):
+    for name in ("border", "edge", "spread", "refined", "views", "evidence"):
         seconds[name] = 0.0
     for i, sample in enumerate(track(images, "looks", len(images))):
         seed = read_scores(scores_path(scores, sample.id))
@@ -205,9 +212,13 @@ def _look(images: Collection, scores: Path, run: Path | None, network: int) -> S
             _timed(seconds, "refined", clock)
     views = evidence = None
     if run is not None and network:
+        predictor = load(RunFolder(run).stage_folder("train") / "model").fast()
+        config = load_recipe(RunFolder(run).recipe_file).seeds
         start = time.perf_counter()
-        views, evidence = _ask(images, scores, run, network)
-        seconds["views"] = seconds["evidence"] = time.perf_counter() - start
+        views = scale_agreement(predictor, images, config, network)
+        start = _timed(seconds, "views", start)
+        evidence = _ask(predictor, images, scores, network)
+        _timed(seconds, "evidence", start)
     return Seen(
         histogram,
         of_class,
@@ -264,12 +275,11 @@ def _joint(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.bincount((one * STEPS + other).ravel(), minlength=STEPS**2).reshape(STEPS, STEPS)
 
 
-def _ask(images: Collection, scores: Path, run: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Maps at two scales, and what the classifier says to both sides of every fifth threshold."""
-    predictor = load(RunFolder(run).stage_folder("train") / "model").fast()
+def _ask(predictor: Predictor, images: Collection, scores: Path, number: int) -> np.ndarray | None:
+    """What the classifier says to both sides of every fifth threshold."""
     column = {name: k for k, name in enumerate(images.classes)}
     chosen = np.random.default_rng(0).permutation(len(images))[:number]
-    views, grid = np.zeros((STEPS, STEPS)), GRID[5:75:5]
+    grid = GRID[5:75:5]
     kept, area = np.zeros(len(grid)), np.zeros(len(grid))
     with evaluating(predictor.model):
         for i in track(chosen, "network", len(chosen)):
@@ -277,25 +287,13 @@ def _ask(images: Collection, scores: Path, run: Path, number: int) -> tuple[np.n
             if not tags:
                 continue
             image = read_image(images[int(i)].image, max_side=SIDE)
-            pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-            views += _joint(*(_map_at(predictor, pixels, tags, scale) for scale in (1.0, 0.5)))
             seed = read_scores(scores_path(scores, images[int(i)].id)).resized(image.shape[:2])
             above = seed.best()[0] > grid[:, None, None]
             area += above.mean((1, 2))
-            kept += _kept(predictor, image, above, tags) / len(chosen)
+            kept += _kept(predictor, image, above, tags)
     evidence = np.full(STEPS, -np.inf)
-    evidence[5:75:5] = kept - area / len(chosen)
-    return views, evidence
-
-
-def _map_at(
-    predictor: Predictor, pixels: torch.Tensor, tags: Sequence[int], scale: float
-) -> np.ndarray:
-    size = (-(-pixels.shape[-2] // 4), -(-pixels.shape[-1] // 4))
-    maps = multi_scale(
-        predictor.model, pixels, predictor.normalise, scales=(scale,), flip=True, size=size
-    )
-    return _steps_of(maps.scores[0][list(tags)].amax(0).numpy())
+    evidence[5:75:5] = (kept - area) / max(1, len(chosen))
+    return evidence if kept.any() else None
 
 
 def _kept(
@@ -315,16 +313,6 @@ def _kept(
 
 
 # --- rules ------------------------------------------------------------------------------------
-
-
-def _agreement(joint: np.ndarray) -> np.ndarray:
-    """(STEPS,) IoU of two foregrounds beyond that of two unrelated ones of the same size."""
-    joint = joint + joint.T
-    both = np.diagonal(joint[::-1, ::-1].cumsum(0).cumsum(1)[::-1, ::-1])
-    one = joint.sum(1)[::-1].cumsum()[::-1]
-    with np.errstate(all="ignore"):
-        iou, chance = both / (2 * one - both), (one / joint.sum()) / (2 - one / joint.sum())
-        return np.nan_to_num((iou - chance) / (1 - chance), nan=-1.0)
 
 
 def _sides(seen: Seen) -> np.ndarray:
@@ -361,8 +349,6 @@ CURVES: dict[str, tuple[str, Callable[[Seen], np.ndarray]]] = {
     "centre against border": ("border", _sides),
     "colour edges": ("edge", _edge_strength),
     "colour contrast": ("spread", lambda seen: _half(seen.spread)),
-    "agreement with PAMR": ("refined", lambda seen: _agreement(seen.refined)),
-    "agreement of scales": ("views", lambda seen: _agreement(seen.views)),
     "classifier consistency": ("evidence", lambda seen: seen.evidence),
 }
 """Rule -> what it has to compute, and a curve that is largest at its threshold."""
@@ -400,13 +386,27 @@ def _judge(
             row(f"{criterion}, by class", "", _by_class(swept, seen, criterion), "histogram")
         )
     for rule, (looked, curve_of) in CURVES.items():
-        if looked in ("views", "evidence") and (seen.views is None or seen.evidence is None):
+        if looked == "evidence" and seen.evidence is None:
             continue
         curve_values = curve_of(seen)
         if not np.any(np.isfinite(curve_values) & (curve_values != 0)):
             continue
         threshold = _largest(curve_values)
         rows.append(row(rule, threshold, at(threshold), looked))
+    for rule, looked, joint in (
+        ("agreement with PAMR", "refined", seen.refined),
+        ("agreement of scales", "views", seen.views),
+    ):
+        curve = None if joint is None else agreement_threshold(joint)
+        if curve is None:
+            continue
+        rows.append(row(rule, curve.threshold, at(curve.threshold), looked))
+        expected = label_free_threshold(seen.histogram, "expected-iou")
+        if looked == "views" and expected is not None:
+            half = (curve.threshold + expected.threshold) / 2
+            rows.append(row("auto", half, at(half), looked))
+    if seen.views is None:
+        rows.append(rows[[r["rule"] for r in rows].index("expected-iou")] | {"rule": "auto"})
     return rows
 
 

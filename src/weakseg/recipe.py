@@ -125,6 +125,10 @@ class MasksConfig(Frozen):
     rule: Literal["label-free", "constant", "power"] = Field(
         "label-free", description="label-free = threshold from images and tags alone"
     )
+    criterion: Literal["auto", "cross-entropy", "expected-iou", "evidence", "variance"] = Field(
+        "auto",
+        description="label-free: what sets it; auto = expected-iou and agreement of two scales",
+    )
     threshold: float = Field(0.3, ge=0, le=1, description="constant: background score")
     alpha: float = Field(8.0, gt=0, description="power: background score (1 - max)^alpha")
     margin: float = Field(

@@ -30,7 +30,13 @@ from weakseg.ops.scores import (
     power_threshold,
 )
 from weakseg.ops.superpixels import majority_vote, superpixels
-from weakseg.ops.thresholds import CRITERIA, Criterion, ThresholdCurve, label_free_threshold
+from weakseg.ops.thresholds import (
+    CRITERIA,
+    Criterion,
+    ThresholdCurve,
+    agreement_threshold,
+    label_free_threshold,
+)
 from weakseg.ops.view import View
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "ThresholdSweep",
     "View",
     "add_background",
+    "agreement_threshold",
     "box_iou",
     "boxes",
     "confusion_matrix",

@@ -1,8 +1,8 @@
 """Background thresholds from score maps alone: no ground truth is involved.
 
-All criteria look at one histogram: how many pixels have which best foreground score. Pixels without
+Most criteria look at one histogram: how many pixels have which best foreground score. Pixels without
 any evidence (scores of zero) take no part, unless it says otherwise: where there is no evidence
-there is nothing to split.
+there is nothing to split. One looks at maps of the same images at two scales.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ from typing import Literal, get_args
 
 import numpy as np
 
-__all__ = ["CRITERIA", "Criterion", "ThresholdCurve", "label_free_threshold"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "ThresholdCurve",
+    "agreement_threshold",
+    "label_free_threshold",
+]
 
 Criterion = Literal["cross-entropy", "expected-iou", "evidence", "variance"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+
+_LEAST, _MOST = 0.05, 0.75  # thresholds between which two scales are compared
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,36 @@ def label_free_threshold(
     thresholds = (cuts + 1) / len(counts)
     values = _VALUES[criterion](low, high, thresholds, zeros)
     return ThresholdCurve(float(thresholds[values.argmin()]), thresholds, values)
+
+
+def agreement_threshold(joint: np.ndarray) -> ThresholdCurve | None:
+    """The threshold at which the foregrounds of two scales agree best, beyond chance.
+
+    At a threshold let a be the foreground's share of all pixels (the mean of both scales) and IoU
+    that of the two foregrounds, over all images together. Two unrelated foregrounds of that share
+    have ``chance = a / (2 - a)``; the criterion is ``-(IoU - chance) / (1 - chance)``. Maps of a
+    network that knows whole objects agree up to high thresholds; where only the most telling part
+    lights up, scales agree in the pale rest alone, and the threshold falls.
+
+    Args:
+        joint: (T, T) counts of pixels by best score at one scale (rows) and at another, T even bins
+            over [0, 1].
+
+    Returns:
+        The threshold with its curve; ``None`` where there is no foreground at any threshold.
+    """
+    both = np.asarray(joint, np.float64) + np.asarray(joint, np.float64).T
+    above = both[::-1, ::-1].cumsum(0).cumsum(1)[::-1, ::-1].diagonal()
+    one = both.sum(1)[::-1].cumsum()[::-1]
+    thresholds = np.arange(len(both)) / len(both)
+    inside = np.flatnonzero((thresholds >= _LEAST) & (thresholds < _MOST) & (one > 0))
+    if not len(inside) or one[inside[0]] == both.sum():
+        return None
+    share = one[inside] / both.sum()
+    iou = above[inside] / (2 * one[inside] - above[inside])
+    chance = share / (2 - share)
+    values = -(iou - chance) / np.maximum(1 - chance, 1e-9)
+    return ThresholdCurve(float(thresholds[inside][values.argmin()]), thresholds[inside], values)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,16 +17,34 @@ from weakseg.data.images import write_mask
 from weakseg.data.samples import Collection
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.files import atomic_path, write_json
-from weakseg.ops import label_free_threshold, power_threshold
+from weakseg.ops import (
+    Criterion,
+    ThresholdCurve,
+    agreement_threshold,
+    label_free_threshold,
+    power_threshold,
+)
 from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.score import Masked, Scored, score_masks, write_quality
-from weakseg.stages.seeds import scores_path
+from weakseg.stages.seeds import AGREEMENT, scores_path, stable_lot
 
 __all__ = ["Rule", "choose_rule", "label", "masks", "masks_inputs", "score"]
 
 _BINS = 256
+_NAMES: dict[Criterion, str] = {
+    "cross-entropy": "cross-entropy of a two-level split",
+    "expected-iou": "expected IoU, negative",
+    "evidence": "distance from the mean evidence",
+    "variance": "variance between the two parts, negative",
+}
+_WHY: dict[Criterion, str] = {
+    "cross-entropy": "the split of all positive scores with the least cross-entropy",
+    "expected-iou": "where the IoU to be expected is largest if scores are probabilities",
+    "evidence": "the geometric mean of the mean score and the mean positive score",
+    "variance": "the split of all positive scores with the largest variance between its parts",
+}
 _ESTIMATED = 2000  # masks whose quality a run estimates by itself; `weakseg score RUN` does all
 
 
@@ -104,7 +123,7 @@ def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[
         limit: At most so many, drawn by a fixed lot; default all.
     """
     folder = run.stage_folder("masks")
-    chosen = sorted(images, key=lambda s: hashlib.sha256(s.id.encode("utf-8", "replace")).digest())
+    chosen = sorted(images, key=lambda s: stable_lot(s.id))
     masked = [Masked(s.id, s.image, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
     scored = score_masks(masked)
     write_quality(folder / "quality.csv", scored)
@@ -167,7 +186,7 @@ def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
         threshold = power_threshold(config.alpha)
         why = f"background score (1 - max)^{config.alpha:g}, which equals this threshold"
     else:
-        return _label_free(config, histogram)
+        return _label_free(config, histogram, scores.parent / AGREEMENT)
     return Rule(config.rule, threshold, config.margin, why, histogram.tolist())
 
 
@@ -177,18 +196,36 @@ def _have_background(scores: Path, images: Collection) -> bool:
     return first is not None and first.background() is not None
 
 
-def _label_free(config: MasksConfig, histogram: np.ndarray) -> Rule:
-    curve = label_free_threshold(histogram)
+def _label_free(config: MasksConfig, histogram: np.ndarray, agreement: Path) -> Rule:
+    name: Criterion = "expected-iou" if config.criterion == "auto" else config.criterion
+    curve = label_free_threshold(histogram, name)
     if curve is None:
         why = "the scores are all alike, so nothing could be learnt from them: the recipe's masks.threshold"
         return Rule("constant", config.threshold, config.margin, why, histogram.tolist())
+    threshold, why = curve.threshold, f"{_WHY[name]}; no mask was looked at"
+    two = _of_two_scales(agreement) if config.criterion == "auto" else None
+    if two is not None:
+        threshold = (curve.threshold + two.threshold) / 2
+        why = (
+            f"halfway between {curve.threshold:.2f}, {_WHY[name]}, and {two.threshold:.2f}, where "
+            "maps of two scales agree best beyond chance; no mask was looked at"
+        )
     criterion = {
-        "name": "cross-entropy of a two-level split",
+        "name": _NAMES[name],
         "thresholds": curve.thresholds.round(4).tolist(),
         "values": curve.values.round(6).tolist(),
     }
-    why = "the split of all positive scores with the least cross-entropy; no mask was looked at"
-    return Rule(config.rule, curve.threshold, config.margin, why, histogram.tolist(), criterion)
+    return Rule(config.rule, threshold, config.margin, why, histogram.tolist(), criterion)
+
+
+def _of_two_scales(file: Path) -> ThresholdCurve | None:
+    """What the seeds stage left beside the scores; there is nothing beside refined ones."""
+    try:
+        joint = np.asarray(json.loads(file.read_text(encoding="utf-8"))["joint"], np.int64)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    square = joint.ndim == 2 and joint.shape[0] == joint.shape[1] and joint.sum() > 0
+    return agreement_threshold(joint) if square else None
 
 
 def _best_scores(scores: Path, images: Collection) -> Iterator[np.ndarray]:

@@ -35,7 +35,7 @@ from weakseg.ops import (
     random_walk_from_features,
     self_correlation,
 )
-from weakseg.recipe import Recipe
+from weakseg.recipe import MasksConfig, Recipe
 from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.affinity import AffinityConfig, network_folder, network_stage, train_affinity
@@ -306,7 +306,7 @@ def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             {"name": section["name"]} | step.config.model_dump(mode="json", exclude={"train": PACE})
             for section, step in zip(recipe.refine, chain, strict=True)
         ],
-        "masks": recipe.masks.model_dump(mode="json") if _needs("threshold", chain) else None,
+        "masks": _rule_settings(recipe) if _needs("threshold", chain) else None,
         "max_side": recipe.seeds.max_side,
         "train": _trained(run) if _needs_classifier(recipe, chain) else None,
         "backbone": recipe.backbone.model_dump(mode="json") if _needs("affinity", chain) else None,
@@ -328,6 +328,25 @@ def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
+def _masks_rule(recipe: Recipe) -> MasksConfig:
+    """The rule of the steps that need a threshold.
+
+    Their settings (such as the shares that make a pixel sure) were chosen with the split of least
+    cross-entropy, which lies lower than what is best for masks.
+    """
+    own = recipe.masks.criterion
+    kept = "cross-entropy" if own == "auto" else own
+    return recipe.masks.model_copy(update={"criterion": kept})
+
+
+def _rule_settings(recipe: Recipe) -> dict[str, Any]:
+    """What decides the steps' threshold; the usual criterion goes without saying."""
+    settings = _masks_rule(recipe).model_dump(mode="json")
+    if settings["criterion"] == "cross-entropy":
+        del settings["criterion"]
+    return settings
+
+
 class _Work:
     """One step on all images."""
 
@@ -347,7 +366,7 @@ class _Work:
         self.rule: str | None = None
         self.threshold = 0.0  # of scores with a background map of their own
         if "threshold" in step.needs:
-            rule = choose_rule(recipe.masks, scores, images)
+            rule = choose_rule(_masks_rule(recipe), scores, images)
             self.rule, self.threshold = rule.rule, rule.threshold or 0.0
         inputs: dict[str, Any] = {
             "scores": before,
