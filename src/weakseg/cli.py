@@ -198,6 +198,7 @@ def predict(
     scales: Annotated[tuple[float, ...], Parameter(negative="", consume_multiple=True)] = (),
     flip: bool | None = None,
     max_side: int | None = None,
+    tile: int | None = None,
     crf: Literal["none", "soft", "label", "deeplab"] | None = None,
 ) -> None:
     """Predict masks of any images with a trained model.
@@ -209,6 +210,7 @@ def predict(
         scales: Factors on the image's size to average over; default: as the model says.
         flip: Add the mirrored image; default: as the model says.
         max_side: Reduce larger images to this longer side first.
+        tile: Predict larger images in overlapping tiles of this side, at their full size.
         crf: Dense CRF on the probabilities, by its published widths; default: as the model says.
     """
     from weakseg.config import validate
@@ -222,7 +224,8 @@ def predict(
     settings = {
         "scales": scales or predictor.scales,
         "flip": predictor.flip if flip is None else flip,
-        "max_side": predictor.max_side if max_side is None else max_side,
+        "max_side": max_side if tile or max_side is not None else predictor.max_side,
+        "tile": predictor.tile if tile is None and max_side is None else tile,
         "crf": predictor.crf if crf is None else None if crf == "none" else crf,
     }
     config = validate(PredictConfig, settings, where="weakseg predict")

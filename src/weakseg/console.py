@@ -79,6 +79,13 @@ class Bar:
         elif time.monotonic() - self._spoken > _QUIET_SECONDS:
             self._speak()
 
+    def of(self, done: int, total: int) -> None:
+        """Moves the bar to ``done`` items of ``total``, where that is known only now."""
+        self.total = total
+        if self._rich is not None:
+            self._rich.update(self._task, total=total)
+        self.to(done)
+
     def step(self, count: int = 1) -> None:
         """Moves the bar by ``count`` items."""
         self.to(self.done + count, self._note)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import lcm
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from weakseg.data.images import read_image
+from weakseg.data.images import read_image, read_large_image
 from weakseg.errors import UserError
 from weakseg.methods.base import Maps, Trainable
 from weakseg.networks.fold import folded
-from weakseg.ops import dense_crf_many, gate, merge_maps
+from weakseg.ops import dense_crf_many, gate, merge_maps, spans, stitch
 
 __all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
 
 _SEEN = 0.01  # largest probability below which a class takes no part in the CRF
+_THRESHOLD = 0.3  # background score of a classifier for which none was chosen
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,8 @@ class Predictor:
         scales: Factors on the image's size.
         flip: Whether the mirrored image is added.
         max_side: Larger images are reduced to this longer side first.
+        tile: Larger images are predicted in overlapping tiles of this side, at their own size;
+            ``max_side`` then says nothing. For segmentation networks alone.
         crf: Preset of a dense CRF on the probabilities of ``predict``, at the reduced size.
         threshold: Background score; for models that give no background map.
         head: Head of the method.
@@ -158,6 +163,7 @@ class Predictor:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     max_side: int | None = None
+    tile: int | None = None
     crf: Literal["soft", "label", "deeplab"] | None = None
     threshold: float | None = None
     head: str | None = None
@@ -207,6 +213,10 @@ class Predictor:
                 flip=self.flip,
                 head=self.head,
             )
+        return self.posterior(maps, tags)
+
+    def posterior(self, maps: Maps, tags: Tensor | None = None) -> Tensor:
+        """Class probabilities (B, K + 1, h, w) of merged maps, as ``probabilities`` gives them."""
         scores = maps.scores
         if tags is None and maps.logits is not None:
             tags = (maps.logits.sigmoid() > self.model.present).float()
@@ -215,7 +225,7 @@ class Predictor:
         background = maps.background
         if background is None:
             background = torch.full_like(
-                scores[:, :1], self.threshold if self.threshold is not None else 0.3
+                scores[:, :1], self.threshold if self.threshold is not None else _THRESHOLD
             )
         both = torch.cat([background, scores], 1)
         return both / both.sum(1, keepdim=True).clamp(min=1e-8)
@@ -233,30 +243,105 @@ class Predictor:
             (H, W) uint8 at the image's size: 0 background, i + 1 for ``classes[i]``.
 
         Raises:
-            UserError: The image cannot be read, or a tag is not one of the classes.
+            UserError: The image cannot be read, or a tag is not one of the classes; or it is to
+                be predicted in tiles, and the network gives no probabilities.
         """
-        full = read_image(Path(image)) if isinstance(image, (str, Path)) else np.asarray(image)
+        if isinstance(image, (str, Path)):
+            full = (read_image if self.tile is None else read_large_image)(Path(image))
+        else:
+            full = np.asarray(image)
         if full.ndim != 3 or full.shape[2] != 3 or full.dtype != np.uint8:
             raise UserError(
                 f"the image is {full.shape} {full.dtype}", mend="give (H, W, 3) uint8 in RGB order"
             )
+        if self.tile is not None and max(full.shape[:2]) > self.tile:
+            return self.predict_tiled(full, self._tags(tags))
         return self.predict_batch(
             torch.from_numpy(full.copy()).permute(2, 0, 1)[None], self._tags(tags)
         )[0]
+
+    def predict_tiled(
+        self,
+        image: np.ndarray,
+        tags: Tensor | None = None,
+        done: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """The mask of an image of any size, in tiles of side ``tile``.
+
+        Neighbouring tiles share a quarter of their side: three eighths of it on each side are
+        context that only the network sees, and over the middle their probabilities fade into each
+        other. Scales, flips and the CRF work inside each tile. Tiles begin where the network's
+        cells begin, so that one whose field of view is no wider than the context gives what it
+        would give of the whole image; what looks at everything, as the pooling in DeepLabV3+ does,
+        looks at its tile.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            tags: (1, K), 1 where the class is present.
+            done: Called with the tiles that are done, and all of them.
+
+        Returns:
+            (H, W) uint8. Beside it a few rows of probabilities are kept at a time.
+
+        Raises:
+            UserError: The network is a classifier.
+        """
+        side, overlap, blend = self._tiling()
+        rows, columns = (spans(length, side, overlap, blend) for length in image.shape[:2])
+        mask = np.empty(image.shape[:2], dtype=np.uint8)
+        count = 0
+
+        def result(y: slice, x: slice) -> Tensor:
+            nonlocal count
+            tile = torch.from_numpy(image[y, x].copy()).permute(2, 0, 1)[None]
+            found = self._refined(tile, self.probabilities(tile, tags))[0]
+            count += 1
+            if done is not None:
+                done(count, len(rows) * len(columns))
+            return found
+
+        for y, x, probabilities in stitch(rows, columns, result):
+            mask[y, x] = probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+        return mask
+
+    def _tiling(self) -> tuple[int, int, int]:
+        """Side, overlap and blended part of tiles, in pixels."""
+        assert self.tile is not None
+        with evaluating(self.model):
+            probe = torch.zeros(1, 3, 64, 64, device=self.device)
+            if self.model(probe, self.head).background is None:
+                raise UserError(
+                    "a classifier cannot be used in tiles: its maps are divided by the largest "
+                    "value in the whole image",
+                    where="tile",
+                    mend="give the model of a segmenter (weakseg segment RUN), or leave the tile "
+                    "out and set max_side",
+                )
+        stride = max(level.stride for level in self.model.backbone.levels)
+        step = stride * lcm(*(Fraction(s).limit_denominator(16).denominator for s in self.scales))
+        step = step if step <= self.tile // 8 else stride  # at odd scales cells fall where they may
+        overlap = max(2, self.tile // 4 // step) * step
+        side = max(-(-self.tile // step) * step, 2 * overlap + step)
+        return side, overlap, overlap - 2 * (3 * overlap // 8)
 
     def predict_batch(self, images: Tensor, tags: Tensor | None = None) -> np.ndarray:
         """Masks (B, H, W) uint8 of images (B, 3, H, W) uint8 of one size."""
         size = images.shape[-2:]
         reduced = _reduced(images, self.max_side)
         probabilities = self.probabilities(reduced, tags)
-        if self.crf is not None:
-            # The CRF leaves out classes that are zero: with 80 of them, most of its time.
-            seen = probabilities.amax((2, 3), keepdim=True) >= _SEEN
-            pairs = zip(reduced.split(1), (probabilities * seen).split(1), strict=True)
-            probabilities = torch.cat(list(dense_crf_many(pairs, preset=self.crf)))
+        probabilities = self._refined(reduced, probabilities)
         if probabilities.shape[-2:] != size:
             probabilities = F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
         return probabilities.argmax(1).to(torch.uint8).cpu().numpy()
+
+    def _refined(self, images: Tensor, probabilities: Tensor) -> Tensor:
+        """Probabilities (B, K + 1, H, W) behind the CRF, where there is one."""
+        if self.crf is None:
+            return probabilities
+        # The CRF leaves out classes that are zero: with 80 of them, most of its time.
+        seen = probabilities.amax((2, 3), keepdim=True) >= _SEEN
+        pairs = zip(images.split(1), (probabilities * seen).split(1), strict=True)
+        return torch.cat(list(dense_crf_many(pairs, preset=self.crf)))
 
     def _tags(self, names: Sequence[str] | None) -> Tensor | None:
         if names is None:

@@ -117,6 +117,20 @@ class PredictConfig(InferenceConfig):
     crf: Literal["soft", "label", "deeplab"] | None = Field(
         None, description="dense CRF on its probabilities, by its published widths; null = none"
     )
+    tile: int | None = Field(
+        None,
+        ge=128,
+        description="predict larger images in overlapping tiles of this side; needs max_side: null",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_with_large_images(self) -> Any:
+        if self.tile is not None and self.max_side is not None:
+            raise ValueError(
+                f"images are either reduced to max_side ({self.max_side}) or predicted in tiles "
+                f"({self.tile}): set max_side: null, or leave tile out"
+            )
+        return self
 
 
 class MasksConfig(Frozen):

@@ -26,7 +26,7 @@ SURFACE = {
     "init": {"--like"},
     "masks": {"--set"},
     "methods": set(),
-    "predict": {"--out", "--scales", "--flip", "--no-flip", "--max-side", "--crf"},
+    "predict": {"--out", "--scales", "--flip", "--no-flip", "--max-side", "--tile", "--crf"},
     "report": set(),
     "run": {"--out", "--recipe", "--masks", "--classes", "--untagged", "--dry-run", "--set"},
     "seeds": {"--set"},
@@ -226,7 +226,7 @@ def test_predict_refuses_what_would_lose_images(tmp_path, monkeypatch):
 
 
 class _Model:
-    scales, flip, max_side, crf = (1.0,), False, None, None
+    scales, flip, max_side, tile, crf = (1.0,), False, None, None, None
 
     def to(self, _):
         return self

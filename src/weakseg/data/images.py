@@ -7,6 +7,8 @@ on: EXIF rotation applied, any mode turned into 8-bit RGB.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,12 +24,15 @@ __all__ = [
     "open_error",
     "orientation",
     "read_image",
+    "read_large_image",
     "read_mask",
+    "unlimited",
     "voc_palette",
     "write_mask",
 ]
 
 _ORIENTATION = 0x0112
+_ROWS = 256  # that are taken over from Pillow at a time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,6 +81,61 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
             return decode(image, max_side=max_side)
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
+
+
+def read_large_image(path: str | Path) -> np.ndarray:
+    """Like :func:`read_image` without ``max_side``, of any size and with less memory.
+
+    Pillow holds RGB in four bytes for each pixel; it is taken over a few rows at a time, so that
+    the peak is these and the result.
+
+    Returns:
+        (H, W, 3) uint8 RGB; a view of other memory order where EXIF turns the image.
+
+    Raises:
+        UserError: The file is missing, truncated or not an image.
+    """
+    try:
+        with unlimited(), Image.open(path) as image:
+            turn = _TURNS.get(orientation(image))
+            if image.mode == "F":  # its range is that of the whole image
+                return decode(image)
+            image.load()
+            width, height = image.size
+            pixels = np.empty((height, width, 3), dtype=np.uint8)
+            for top in range(0, height, _ROWS):
+                below = min(top + _ROWS, height)
+                pixels[top:below] = np.asarray(_to_rgb(image.crop((0, top, width, below))))
+    except DECODE_ERRORS as error:
+        raise open_error(path, error) from error
+    return pixels if turn is None else _turned(pixels, turn)
+
+
+def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
+    """A view of (H, W, 3) that is turned as Pillow's ``transpose`` turns."""
+    swapped = pixels.swapaxes(0, 1)
+    return {
+        Image.Transpose.FLIP_LEFT_RIGHT: pixels[:, ::-1],
+        Image.Transpose.ROTATE_180: pixels[::-1, ::-1],
+        Image.Transpose.FLIP_TOP_BOTTOM: pixels[::-1],
+        Image.Transpose.TRANSPOSE: swapped,
+        Image.Transpose.ROTATE_270: swapped[:, ::-1],
+        Image.Transpose.TRANSVERSE: swapped[::-1, ::-1],
+        Image.Transpose.ROTATE_90: swapped[::-1],
+    }[turn]
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Lifts Pillow's limit on the pixels of an image, for work that was asked to take any size.
+
+    The limit is one for the whole process, and comes back afterwards.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def decode(image: Image.Image, *, max_side: int | None = None) -> np.ndarray:

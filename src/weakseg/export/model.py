@@ -66,6 +66,7 @@ def save(
             "scales": list(predictor.scales),
             "flip": predictor.flip,
             "max_side": predictor.max_side,
+            "tile": predictor.tile,
             "crf": predictor.crf,
             "head": predictor.head,
             "threshold": predictor.threshold,
@@ -123,7 +124,8 @@ def load(folder: str | Path) -> Predictor:
         scales=tuple(inference["scales"]),
         flip=inference["flip"],
         max_side=inference["max_side"],
-        crf=inference.get("crf"),  # older folders do not say
+        tile=inference.get("tile"),  # older folders do not say
+        crf=inference.get("crf"),
         threshold=inference["threshold"],
         head=inference["head"],
         details=config["details"],

@@ -37,6 +37,7 @@ from weakseg.ops.thresholds import (
     agreement_threshold,
     label_free_threshold,
 )
+from weakseg.ops.tiles import Span, spans, stitch
 from weakseg.ops.view import View
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Criterion",
     "MaskQuality",
     "Metrics",
+    "Span",
     "ThresholdCurve",
     "ThresholdSweep",
     "View",
@@ -76,6 +78,8 @@ __all__ = [
     "random_walk",
     "random_walk_from_features",
     "self_correlation",
+    "spans",
+    "stitch",
     "superpixels",
     "top1_localisation",
 ]

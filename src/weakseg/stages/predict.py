@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from weakseg.console import Bar
-from weakseg.data.images import write_mask
+from weakseg.data.images import image_size, read_large_image, unlimited, write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import sample_id, scan
 from weakseg.errors import UserError
@@ -31,7 +33,7 @@ def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         "predict",
         {
             network: trained.fingerprint if trained else None,
-            "predict": recipe.predict.model_dump(mode="json"),
+            "predict": _settings(recipe.predict),
             "images": collection.fingerprint(),
         },
         seed=recipe.seed,
@@ -46,6 +48,11 @@ def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
+def _settings(config: PredictConfig) -> dict[str, Any]:
+    """What decides the masks; a tile only where there is one, for runs that know of none."""
+    return config.model_dump(mode="json", exclude={"tile"} if config.tile is None else set())
+
+
 def predict_images(
     predictor: Predictor,
     samples: tuple[Sample, ...],
@@ -56,15 +63,35 @@ def predict_images(
 ) -> None:
     """Writes masks at the images' own sizes.
 
-    ``resume`` keeps those that are there: only where they are known to be this model's.
+    ``resume`` keeps those that are there: only where they are known to be this model's. With
+    ``config.tile``, images of any size are opened.
     """
     predictor = replace(
         predictor.fast(),
         scales=config.scales,
         flip=config.flip,
         max_side=config.max_side,
+        tile=config.tile,
         crf=config.crf,
     )
+    with nullcontext() if config.tile is None else unlimited():
+        large = [s for s in samples if config.tile and max(image_size(s.image)) > config.tile]
+        apart = {s.id for s in large}
+        others = tuple(s for s in samples if s.id not in apart)
+        if others:
+            _predict_groups(predictor, others, folder, config, resume)
+        for sample in large:
+            if not (resume and (folder / f"{sample.id}.png").exists()):
+                _predict_large(predictor, sample, folder)
+
+
+def _predict_groups(
+    predictor: Predictor,
+    samples: tuple[Sample, ...],
+    folder: Path,
+    config: PredictConfig,
+    resume: bool,
+) -> None:
     groups = groups_of_one_size(samples, config, full=True)
     todo = [g for g in groups if not (resume and all((folder / f"{s.id}.png").exists() for s in g))]
 
@@ -82,6 +109,14 @@ def predict_images(
             bar.step(len(group))
         for future in written:
             future.result()
+
+
+def _predict_large(predictor: Predictor, sample: Sample, folder: Path) -> None:
+    image = read_large_image(sample.image)
+    with Bar(f"tiles of {sample.id}", 0) as bar:
+        mask = predictor.predict_tiled(image, done=bar.of)
+    del image  # writing needs memory of its own
+    write_mask(folder / f"{sample.id}.png", mask)
 
 
 def images_in(path: Path) -> tuple[Sample, ...]:

@@ -221,6 +221,7 @@ def save_model(
         scales=inference.scales,
         flip=inference.flip,
         max_side=inference.max_side,
+        tile=inference.tile,
         crf=inference.crf,
     )
     details = {
