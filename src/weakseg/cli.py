@@ -200,6 +200,7 @@ def predict(
     max_side: int | None = None,
     tile: int | None = None,
     crf: Literal["none", "soft", "label", "deeplab"] | None = None,
+    runtime: Literal["torch", "onnx", "openvino"] = "torch",
 ) -> None:
     """Predict masks of any images with a trained model.
 
@@ -212,6 +213,7 @@ def predict(
         max_side: Reduce larger images to this longer side first.
         tile: Predict larger images in overlapping tiles of this side, at their full size.
         crf: Dense CRF on the probabilities, by its published widths; default: as the model says.
+        runtime: What the network runs on; onnx and openvino use the CPU.
     """
     from weakseg.config import validate
     from weakseg.export.model import load
@@ -220,7 +222,7 @@ def predict(
     from weakseg.stages.predict import images_in, predict_images
 
     predictor = load(model)
-    predictor.to(pick_device("auto"))
+    predictor.to(pick_device("auto" if runtime == "torch" else "cpu"))
     settings = {
         "scales": scales or predictor.scales,
         "flip": predictor.flip if flip is None else flip,
@@ -234,9 +236,24 @@ def predict(
         raise UserError(
             "masks would overwrite the images", where=out, mend="give another folder with --out"
         )
-    predict_images(predictor, samples, out, config, resume=False)
+    predict_images(predictor, samples, out, config, resume=False, runtime=runtime)
     (out / "classes.txt").write_text("".join(f"{c}\n" for c in predictor.classes), encoding="utf-8")
     print(f"{len(samples)} masks in {out}")
+
+
+@app.command
+def export(folder: Path, /, *, to: Literal["onnx"], out: Path) -> None:
+    """Write a run's model in a format that other programs read.
+
+    Args:
+        folder: Model folder, or a run.
+        to: onnx = one file with pre- and post-processing inside, checked against PyTorch.
+        out: File to write.
+    """
+    from weakseg.export.onnx import export_onnx
+
+    export_onnx(folder, out)
+    print(out)
 
 
 @app.command

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from weakseg.data.images import read_image, read_large_image
@@ -174,6 +174,11 @@ class Predictor:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    @property
+    def background_score(self) -> float:
+        """Score that a class must exceed, where the model gives no background map."""
+        return _THRESHOLD if self.threshold is None else self.threshold
+
     def to(self, device: str | torch.device) -> Predictor:
         """Moves the model."""
         self.model.to(device)
@@ -181,6 +186,8 @@ class Predictor:
 
     def fast(self) -> Predictor:
         """The same predictor with BatchNorm folded into convolutions, for many images."""
+        if not any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            return self
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(2, 3, 64, 64, generator=generator).to(self.device)
         return replace(self, model=folded(self.model, lambda m: m(probe, self.head).scores.float()))
@@ -224,9 +231,7 @@ class Predictor:
             scores = gate(scores, tags.to(scores.device))
         background = maps.background
         if background is None:
-            background = torch.full_like(
-                scores[:, :1], self.threshold if self.threshold is not None else _THRESHOLD
-            )
+            background = torch.full_like(scores[:, :1], self.background_score)
         both = torch.cat([background, scores], 1)
         return both / both.sum(1, keepdim=True).clamp(min=1e-8)
 

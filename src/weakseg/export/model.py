@@ -85,7 +85,8 @@ def load(folder: str | Path) -> Predictor:
         folder: A model folder; or a run, whose segmenter is taken, else its classifier.
 
     Returns:
-        A predictor: ``probabilities(images)`` and ``predict(image)``.
+        A predictor: ``probabilities(images)`` and ``predict(image)``. The threshold of a run's
+        classifier is that of the run's masks.
 
     Raises:
         UserError: Not a model folder, or its files do not fit together.
@@ -116,7 +117,11 @@ def load(folder: str | Path) -> Predictor:
             where=folder,
             mend="copy the whole model folder again; its files belong together",
         ) from None
-    inference = config["inference"]
+    inference, details = config["inference"], config["details"]
+    threshold = inference["threshold"]
+    if threshold is None:
+        threshold, rule = _rule_of_run(folder)
+        details = details if rule is None else {**details, "threshold rule": rule}
     return Predictor(
         model.eval(),
         classes,
@@ -126,10 +131,28 @@ def load(folder: str | Path) -> Predictor:
         max_side=inference["max_side"],
         tile=inference.get("tile"),  # older folders do not say
         crf=inference.get("crf"),
-        threshold=inference["threshold"],
+        threshold=threshold,
         head=inference["head"],
-        details=config["details"],
+        details=details,
     )
+
+
+def _rule_of_run(folder: Path) -> tuple[float | None, str | None]:
+    """Threshold of a run's masks and the rule that chose it, where it was chosen for these maps.
+
+    That of refined maps says nothing of the network's own.
+    """
+    run = RunFolder(folder.parent.parent)
+    file = run.stage_folder("masks") / "rule.json"
+    if not run.recipe_file.is_file() or not file.is_file():
+        return None, None
+    try:
+        if load_recipe(run.recipe_file).steps:
+            return None, None
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (UserError, ValueError):  # of another version
+        return None, None
+    return said.get("threshold"), said.get("rule")
 
 
 def find_model(folder: Path) -> Path:

@@ -119,7 +119,7 @@ class VisionTokens(nn.Module):
         patches = t.patch_embed(images).flatten(1, 2)  # (B, h, w, D) before
         if t.pos_embed is not None:
             patches = patches + self._positions(grid)[self._embedded :]
-        tokens = torch.cat([prefix.expand(len(patches), -1, -1), patches], 1)
+        tokens = torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], 1)
         return t.norm_pre(t.pos_drop(tokens)), grid
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

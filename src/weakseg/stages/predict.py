@@ -16,6 +16,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import sample_id, scan
 from weakseg.errors import UserError
 from weakseg.export.model import load
+from weakseg.export.runtime import Runtime, on_runtime
 from weakseg.inference import Predictor
 from weakseg.methods import needs_segmenter
 from weakseg.recipe import PredictConfig, Recipe
@@ -60,14 +61,15 @@ def predict_images(
     config: PredictConfig,
     *,
     resume: bool = True,
+    runtime: Runtime = "torch",
 ) -> None:
     """Writes masks at the images' own sizes.
 
     ``resume`` keeps those that are there: only where they are known to be this model's. With
-    ``config.tile``, images of any size are opened.
+    ``config.tile``, images of any size are opened. ``runtime`` is what the network runs on.
     """
     predictor = replace(
-        predictor.fast(),
+        on_runtime(predictor.fast(), runtime),
         scales=config.scales,
         flip=config.flip,
         max_side=config.max_side,
