@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import scipy.sparse
@@ -34,9 +35,11 @@ from weakseg.data.images import read_image, read_mask
 from weakseg.data.loading import Augment, StepBatches, TrainingImages, training_loader
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
+from weakseg.export.runtime import Runtime, on_runtime
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Batch, build
-from weakseg.networks.backbone import backbone_factory
+from weakseg.networks.backbone import backbone_factory, make_backbone
+from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import confusion_matrix, metrics
 from weakseg.ops.dense_crf import dense_crf, dense_crf_many
@@ -50,6 +53,7 @@ from weakseg.stages.masks import label
 from weakseg.stages.seeds import make_seeds, scores_path
 from weakseg.training import fit as fitting
 from weakseg.training.config import TrainConfig
+from weakseg.training.segmenter import Segmenter
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed.csv"
@@ -611,6 +615,37 @@ def random_walk_sparse(images: Collection) -> Measured:
     return Measured(work, a, b, b / a, peak)
 
 
+def predict_runtime(name: str, runtime: Runtime) -> Callable[[Collection], Measured]:
+    """A segmenter's forward pass on another runtime, against folded PyTorch."""
+
+    def benchmark(images: Collection) -> Measured:
+        weights = HERE / f"../../shared/weights/{name}.safetensors"
+        known = {"weights": weights} if weights.exists() else {"pretrained": False}
+        torch.manual_seed(0)
+        backbone = make_backbone(BackboneSpec(name=name, norm="frozen", **known))
+        network = DeepLabV3Plus(backbone, len(images.classes) + 1)
+        plain = Predictor(
+            Segmenter(network).eval(), images.classes, Normalise(backbone.mean, backbone.std)
+        ).fast()
+        with tempfile.TemporaryDirectory() as folder:
+            graph = on_runtime(plain, runtime, Path(folder))
+        pixels = cv2.resize(read_image(images.samples[0].image), (512, 512))
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+        def ours() -> float:
+            return timed(lambda: graph.probabilities(picture))
+
+        def reference() -> float:
+            return timed(lambda: plain.probabilities(picture))
+
+        ours(), reference()
+        a, b, peak = compare(ours, reference)
+        work = f"DeepLabV3+ on {name}, one image of 512 x 512; PyTorch with folded BatchNorm / {runtime}"
+        return Measured(work, a, b, b / a, peak)
+
+    return benchmark
+
+
 class AbsentError(Exception):
     """What a benchmark compares with is not installed; says how to get it."""
 
@@ -632,6 +667,10 @@ BENCHMARKS = {
     "pamr": pamr_gather,
     "scg": self_correlation_plain,
     "random-walk": random_walk_sparse,
+    "predict-onnx-r18": predict_runtime("resnet18", "onnx"),
+    "predict-openvino-r18": predict_runtime("resnet18", "openvino"),
+    "predict-onnx-r50": predict_runtime("resnet50", "onnx"),
+    "predict-openvino-r50": predict_runtime("resnet50", "openvino"),
 }
 
 
