@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Collection": "weakseg.data.samples",
+    "Model": "weakseg.export.model",
     "Predictor": "weakseg.inference",
     "Recipe": "weakseg.recipe",
     "Run": "weakseg.pipeline",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from weakseg.api import run as run
     from weakseg.data.samples import Collection as Collection
     from weakseg.errors import UserError as UserError
+    from weakseg.export.model import Model as Model
     from weakseg.export.model import load as load
     from weakseg.inference import Predictor as Predictor
     from weakseg.pipeline import Run as Run

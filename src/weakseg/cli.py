@@ -205,7 +205,7 @@ def predict(
     """Predict masks of any images with a trained model.
 
     Args:
-        model: Model folder, or a run.
+        model: Model folder, a run, or owner/name on the Hugging Face hub.
         images: Folder of images, searched with its sub-folders, or one image.
         out: Folder for the masks; mirrors the sub-folders, and the sizes of the images.
         scales: Factors on the image's size to average over; default: as the model says.
@@ -221,7 +221,7 @@ def predict(
     from weakseg.stages.batches import pick_device
     from weakseg.stages.predict import images_in, predict_images
 
-    predictor = load(model)
+    predictor = load(str(model))
     predictor.to(pick_device("auto" if runtime == "torch" else "cpu"))
     settings = {
         "scales": scales or predictor.scales,
@@ -252,7 +252,7 @@ def export(folder: Path, /, *, to: Literal["onnx"], out: Path) -> None:
     """
     from weakseg.export.onnx import export_onnx
 
-    export_onnx(folder, out)
+    export_onnx(str(folder), out)
     print(out)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from weakseg.config import validate
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
+from weakseg.export.card import NUMBERS, card
+from weakseg.export.hub import download, is_repo_id, upload
 from weakseg.files import atomic_path, write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, needs_segmenter
@@ -25,10 +29,99 @@ from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["find_model", "initialise", "load", "read_weights", "save"]
+__all__ = ["Model", "find_model", "initialise", "load", "read_weights", "save"]
 
 _FORMAT = 1
+_NETWORK = ("task", "backbone", "method", "decoder")
 _KEYS = ("task", "backbone", "classes", "preprocessing", "inference", "details")
+
+
+@dataclass
+class Model(Predictor):
+    """A predictor that came from a model folder: it can be saved again, and shared.
+
+    Attributes:
+        network: What rebuilds it, as in ``config.json``.
+        source: The folder that it came from.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Model:
+        """Loads a model folder, a run, or a model of the Hugging Face hub.
+
+        Args:
+            name: Path, or ``owner/name`` on the hub where no such path exists.
+            revision: Branch, tag or commit on the hub.
+            token: Of a private model; default: that of ``hf auth login``.
+            cache_dir: Folder of downloads; default: the hub's own.
+            local_files_only: Take what was downloaded before and do not ask the hub.
+
+        Raises:
+            UserError: No such model, no access or no network; or its files do not fit together.
+        """
+        if is_repo_id(name):
+            name = download(
+                str(name),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        return _load(Path(name))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a model folder with a card, and the run's own numbers of it where there are any.
+
+        Args:
+            folder: Made when absent; files of the same names are replaced.
+        """
+        numbers = self.details.get("numbers") or _numbers_of_run(self.source, self.network["task"])
+        details = {**self.details, **({"numbers": numbers} if numbers else {})}
+        save(Path(folder), self, self.network, details)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Model trained by weakseg",
+    ) -> str:
+        """Uploads the model folder to the Hugging Face hub.
+
+        Args:
+            repo_id: ``owner/name``; made if need be.
+            private: Of a new repository; default: as the owner's account says.
+            token: Default: that of ``hf auth login``.
+            commit_message: Of the upload.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            UserError: No token, no access, or no network.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(
+                Path(folder), repo_id, private=private, token=token, commit_message=commit_message
+            )
+
+    def fast(self) -> Predictor:
+        """As of every predictor; what is folded cannot be saved, so it is no ``Model``."""
+        fast = super().fast()
+        return Predictor(**{f.name: getattr(fast, f.name) for f in fields(Predictor)})
 
 
 def save(
@@ -75,14 +168,15 @@ def save(
     }
     write_json(folder / "config.json", config)
     with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(_card(config), encoding="utf-8")
+        temporary.write_text(card(config), encoding="utf-8")
 
 
-def load(folder: str | Path) -> Predictor:
-    """Loads a model folder, or the best model of a run folder.
+def load(folder: str | Path) -> Model:
+    """Loads a model folder, the best model of a run folder, or a model of the Hugging Face hub.
 
     Args:
-        folder: A model folder; or a run, whose segmenter is taken, else its classifier.
+        folder: A model folder; or a run, whose segmenter is taken, else its classifier; or
+            ``owner/name`` on the hub, where no such path exists.
 
     Returns:
         A predictor: ``probabilities(images)`` and ``predict(image)``. The threshold of a run's
@@ -91,7 +185,11 @@ def load(folder: str | Path) -> Predictor:
     Raises:
         UserError: Not a model folder, or its files do not fit together.
     """
-    folder = find_model(Path(folder))
+    return Model.from_pretrained(folder)
+
+
+def _load(folder: Path) -> Model:
+    folder = find_model(folder)
     config = _read_config(folder)
     spec = validate(
         BackboneSpec, config["backbone"], where=folder / "config.json", prefix="backbone"
@@ -122,7 +220,7 @@ def load(folder: str | Path) -> Predictor:
     if threshold is None:
         threshold, rule = _rule_of_run(folder)
         details = details if rule is None else {**details, "threshold rule": rule}
-    return Predictor(
+    return Model(
         model.eval(),
         classes,
         Normalise(tuple(config["preprocessing"]["mean"]), tuple(config["preprocessing"]["std"])),
@@ -134,6 +232,8 @@ def load(folder: str | Path) -> Predictor:
         threshold=threshold,
         head=inference["head"],
         details=details,
+        network={key: config[key] for key in _NETWORK if key in config},
+        source=folder,
     )
 
 
@@ -153,6 +253,22 @@ def _rule_of_run(folder: Path) -> tuple[float | None, str | None]:
     except (UserError, ValueError):  # of another version
         return None, None
     return said.get("threshold"), said.get("rule")
+
+
+def _numbers_of_run(folder: Path | None, task: str) -> list[dict[str, Any]]:
+    """What the run that a model folder lies in has measured of that network."""
+    if folder is None:
+        return []
+    run = RunFolder(folder.parent.parent)
+    file = run.stage_folder("evaluate") / "results.json"
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError):
+        return []
+    stage = (
+        "segmenter" if task == "segmenter" or "segment" not in _model_stages(run.path) else "seed"
+    )
+    return [{key: row[key] for key in NUMBERS} for row in rows if row["stage"] == stage]
 
 
 def find_model(folder: Path) -> Path:
@@ -250,29 +366,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             mend="copy the model folder again",
         )
     return config
-
-
-def _card(config: Mapping[str, Any]) -> str:
-    details = "\n".join(f"* {key}: {value}" for key, value in config["details"].items())
-    classes = ", ".join(config["classes"])
-    given = "projection" in config.get("method", {})
-    title = "Given classifier, projected" if given else f"{config['task'].capitalize()} trained"
-    learnt = (
-        "Its maps are those of a\nclassifier that was trained elsewhere: weakseg trained nothing."
-        if given
-        else "It was trained from image tags: no pixel label was used."
-    )
-    return f"""# {title} by weakseg
-
-Segments {len(config["classes"])} classes: {classes}. Mask ids follow this order from 1; 0 is
-background. {learnt}
-
-```python
-import weakseg
-
-model = weakseg.load("this/folder")
-mask = model.predict("image.jpg")
-```
-
-{details}
-"""

@@ -69,13 +69,13 @@ def export_onnx(
     required("onnx", "onnxscript", "onnxruntime", extra="onnx")
     if out.suffix != ".onnx":
         raise UserError("is no .onnx file", where=out, mend="give a name such as --out model.onnx")
-    predictor = model if isinstance(model, Predictor) else load(model)
-    predictor = replace(predictor, scales=(1.0,), flip=False).to("cpu").fast()
+    own = model if isinstance(model, Predictor) else load(model)
+    predictor = replace(own, scales=(1.0,), flip=False).to("cpu").fast()
     fixed = _fixed_size(predictor, size)
     program = trace(
         _Pixels(predictor), _pixels(2, fixed or _TRACED), ["probabilities", "mask"], fixed
     )
-    program.model.metadata_props.update(_metadata(model, predictor, fixed))
+    program.model.metadata_props.update(_metadata(own, predictor, fixed))
     with atomic_path(out) as temporary:
         program.save(str(temporary))
         _check(temporary, predictor, [fixed] if fixed else _SIDES)
@@ -174,9 +174,8 @@ def _fixed_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int
 
 
 def _metadata(
-    model: str | Path | Predictor, predictor: Predictor, fixed: tuple[int, int] | None
+    own: Predictor, predictor: Predictor, fixed: tuple[int, int] | None
 ) -> dict[str, str]:
-    own = model if isinstance(model, Predictor) else load(model)
     with torch.no_grad():
         has_map = predictor.model.eval()(torch.zeros(1, 3, 64, 64)).background is not None
     rule = "map" if has_map else own.details.get("threshold rule", "constant")
