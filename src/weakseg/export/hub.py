@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-import weakseg
 from weakseg.errors import UserError
 
 __all__ = ["download", "is_repo_id", "upload"]
@@ -54,7 +54,7 @@ def download(
                 local_files_only=local_files_only,
                 allow_patterns=_FILES,
                 library_name="weakseg",
-                library_version=weakseg.__version__,
+                library_version=version("weakseg"),
             )
         )
 
@@ -75,7 +75,7 @@ def upload(
     import huggingface_hub
 
     api = huggingface_hub.HfApi(
-        token=token, library_name="weakseg", library_version=weakseg.__version__
+        token=token, library_name="weakseg", library_version=version("weakseg")
     )
     with _explained(repo_id, None):
         address = api.create_repo(repo_id, private=private, exist_ok=True)

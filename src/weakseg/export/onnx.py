@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import weakseg
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
 from weakseg.export.model import load
@@ -181,7 +181,7 @@ def _metadata(
     rule = "map" if has_map else own.details.get("threshold rule", "constant")
     values: Mapping[str, Any] = {
         "format": FORMAT,
-        "version": weakseg.__version__,
+        "version": version("weakseg"),
         "classes": ["background", *predictor.classes],
         "palette": voc_palette()[: len(predictor.classes) + 1].tolist(),
         "threshold": {"rule": rule, "value": None if has_map else predictor.background_score},

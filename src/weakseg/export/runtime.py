@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import weakseg
 from weakseg.errors import UserError
 from weakseg.export.onnx import TOLERANCE, required, trace
 from weakseg.files import atomic_path
@@ -184,7 +184,7 @@ def _openvino(file: Path) -> Session:
 def _digest(predictor: Predictor) -> str:
     """Of all that decides the graph."""
     network = predictor.model
-    said = (_FORMAT, weakseg.__version__, torch.__version__, predictor.head, str(network))
+    said = (_FORMAT, version("weakseg"), torch.__version__, predictor.head, str(network))
     digest = hashlib.sha256(repr(said).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
