@@ -242,18 +242,103 @@ def predict(
 
 
 @app.command
-def export(folder: Path, /, *, to: Literal["onnx"], out: Path) -> None:
-    """Write a run's model in a format that other programs read.
+def export(
+    source: Path,
+    /,
+    *,
+    to: str,
+    out: Path,
+    of: Literal["masks", "predict"] = "masks",
+    split: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    objects: Literal["component", "class"] | None = None,
+    unsure: Literal["drop", "label"] = "drop",
+    scores: Path | None = None,
+    image_url: str | None = None,
+    copy: Annotated[bool, Parameter(negative="")] = False,
+    images: Path | None = None,
+    classes: Path | None = None,
+) -> None:
+    """Write the masks of a run for an annotation tool, or its model for other programs.
 
     Args:
-        folder: Model folder, or a run.
-        to: onnx = one file with pre- and post-processing inside, checked against PyTorch.
-        out: File to write.
+        source: A run; or, with --images, a folder of masks; onnx: a run or a model folder.
+        to: coco, cvat, labelstudio, voc, yolo-seg or fiftyone (docs/annotation.md); or onnx: the
+            model as one file with pre- and post-processing inside, checked against PyTorch
+            (docs/deployment.md).
+        out: Folder to write; it must not exist. onnx: file to write.
+        of: masks: those the segmenter is trained on, corrected ones where there are some;
+            predict: the segmenter's predictions.
+        split: Splits to export; default: all that have such masks.
+        objects: What an object is: a connected area of a class, or all of a class in an image;
+            default: as the format is used best.
+        unsure: Leave unsure pixels (255) without a label, or give them the label 'unsure', in
+            formats that cannot hold them.
+        scores: CSV table with the columns id and score (0 to 1); the lowest scores come first.
+        image_url: Label Studio: what stands before each image's path; default: local files.
+        copy: Copy images instead of linking to them (voc, yolo-seg, fiftyone).
+        images: Folder of the images that the masks mirror, where SOURCE is no run.
+        classes: Text file with one class name in each line, where SOURCE is no run.
     """
-    from weakseg.export.onnx import export_onnx
+    if to == "onnx":
+        from weakseg.export.onnx import export_onnx
 
-    export_onnx(str(folder), out)
-    print(out)
+        export_onnx(str(source), out)
+        print(out)
+        return
+    from weakseg.export.annotations import Options
+    from weakseg.stages.annotation import (
+        export_masks,
+        folder_masks,
+        read_scores_table,
+        run_masks,
+    )
+    from weakseg.stages.check import collect
+
+    if images is not None:
+        masks = folder_masks(source, images, classes)
+    else:
+        recipe = _recipe_of(source)
+        masks = run_masks(RunFolder(source), recipe, collect(recipe.data), of, split)
+    masks.options = Options(objects, unsure, image_url, copy)
+    notes = export_masks(masks, to, out, None if scores is None else read_scores_table(scores))
+    for note in notes:
+        console.print(f"[dim]{escape(note)}[/dim]")
+    print(f"{len(masks.items)} masks in {out}")
+
+
+@app.command
+def import_masks(
+    source: Path,
+    /,
+    *,
+    into: Path,
+    format: str = "auto",
+    empty: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Bring corrected masks back into a run, for `weakseg segment` to train on.
+
+    Args:
+        source: What the annotation tool exported: a file, a zip archive or a folder.
+        into: The run; masks land in its folder `corrected`.
+        format: auto, masks (indexed PNG files), coco, cvat, labelstudio, voc or yolo-seg.
+        empty: Take images without any label as background even where their tags name classes.
+    """
+    from weakseg.stages.annotation import import_masks as bring_in
+    from weakseg.stages.check import collect
+
+    recipe = _recipe_of(into)
+    found = bring_in(RunFolder(into), recipe, collect(recipe.data), source, format, empty)
+    for note in found.notes:
+        console.print(f"[dim]{escape(note)}[/dim]")
+    print(f"{len(found.ids)} corrected masks from {found.format} in {into / 'corrected'}")
+    console.print(f"next: weakseg segment {escape(str(into))}")
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    kept = RunFolder(folder).recipe_file
+    if not kept.exists():
+        raise UserError("holds no run", where=folder, mend="give the folder of a run")
+    return load_recipe(kept)
 
 
 @app.command
@@ -554,6 +639,7 @@ def _result(results: dict[str, Any]) -> str:
     for key in (
         "classifier",
         "images",
+        "corrected",
         "steps",
         "errors",
         "warnings",
@@ -563,7 +649,7 @@ def _result(results: dict[str, Any]) -> str:
         "rows",
     ):
         value = results.get(key)
-        if value is not None and not (key in ("errors", "warnings") and value == 0):
+        if value is not None and not (key in ("corrected", "errors", "warnings") and value == 0):
             shown.append(f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(shown)
 

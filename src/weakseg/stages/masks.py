@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,21 @@ from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.score import Masked, Scored, score_masks, write_quality
 from weakseg.stages.seeds import AGREEMENT, scores_path, stable_lot
 
-__all__ = ["Rule", "choose_rule", "label", "masks", "masks_inputs", "score"]
+__all__ = [
+    "CORRECTED",
+    "Rule",
+    "choose_rule",
+    "corrected_ids",
+    "label",
+    "mask_files",
+    "masks",
+    "masks_inputs",
+    "score",
+    "training_inputs",
+]
+
+CORRECTED = "corrected"
+"""Folder of a run, beside those of the stages, with the masks that a person has corrected."""
 
 _BINS = 256
 _NAMES: dict[Criterion, str] = {
@@ -142,9 +156,33 @@ def masks_inputs(run: RunFolder) -> str | None:
     return made.fingerprint if now == digest else f"{made.fingerprint}, corrected: {now}"
 
 
-def _digest(folder: Path) -> str:
+def corrected_ids(run: RunFolder, images: Collection) -> list[str]:
+    """Ids of these images that have a corrected mask."""
+    folder = run.path / CORRECTED
+    if not folder.is_dir():
+        return []
+    return [s.id for s in images if (folder / f"{s.id}.png").is_file()]
+
+
+def mask_files(run: RunFolder, images: Collection) -> list[Path]:
+    """What a segmenter is trained on: each image's corrected mask, or else its pseudo mask."""
+    corrected = set(corrected_ids(run, images))
+    made = run.stage_folder("masks") / "masks"
+    return [(run.path / CORRECTED if s.id in corrected else made) / f"{s.id}.png" for s in images]
+
+
+def training_inputs(run: RunFolder, images: Collection) -> str | None:
+    """Like :func:`masks_inputs`, and the corrected masks of these images."""
+    made = masks_inputs(run)
+    corrected = [run.path / CORRECTED / f"{i}.png" for i in corrected_ids(run, images)]
+    if made is None or not corrected:
+        return made
+    return f"{made}, imported: {_digest(run.path / CORRECTED, corrected)}"
+
+
+def _digest(folder: Path, files: Iterable[Path] | None = None) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("[!.]*.png")):
+    for path in sorted(folder.rglob("[!.]*.png") if files is None else files):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.masks import masks_inputs
+from weakseg.stages.masks import corrected_ids, mask_files, training_inputs
 from weakseg.stages.train import (
     augment_for,
     launched,
@@ -34,13 +34,16 @@ __all__ = ["check_settings", "segment"]
 
 
 def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
-    """Trains DeepLabV3+ on the masks of the training images and writes its model folder."""
+    """Trains DeepLabV3+ on the masks of the training images and writes its model folder.
+
+    Where a person has corrected a mask (``RUN/corrected``), that one takes the pseudo mask's place.
+    """
     images = collection.split(*recipe.data.train)
     stage = run.stage(
         "segment",
         {
             "seed": recipe.seed,
-            "masks": masks_inputs(run),
+            "masks": training_inputs(run, images),
             "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
             "segmenter": _settings(recipe),
             "train": without_pace(recipe.segmenter.train),
@@ -109,8 +112,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         return model
 
     def make_data(model: Trainable) -> TrainingImages:
-        masks = [run.stage_folder("masks") / "masks" / f"{s.id}.png" for s in images]
         seed = derive_seed(recipe.seed, "segment")
+        masks = mask_files(run, images)
         return TrainingImages(images, augment_for(model, config.train), seed, masks)
 
     result = fit(
@@ -125,7 +128,12 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     )
     network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
     save_model(folder, recipe, result, images, network, decoder="DeepLabV3+")
-    return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
+    return {
+        "images": len(images),
+        "corrected": len(corrected_ids(run, images)),
+        "steps": result.steps,
+        "active_steps": result.active_steps,
+    }
 
 
 def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
