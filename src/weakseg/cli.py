@@ -275,7 +275,7 @@ def export(
             formats that cannot hold them.
         scores: CSV table with the columns id and score (0 to 1); the lowest scores come first.
         image_url: Label Studio: what stands before each image's path; default: local files.
-        copy: Copy images instead of linking to them (voc, yolo-seg, fiftyone).
+        copy: Copy images instead of linking to them (all but cvat and labelstudio).
         images: Folder of the images that the masks mirror, where SOURCE is no run.
         classes: Text file with one class name in each line, where SOURCE is no run.
     """

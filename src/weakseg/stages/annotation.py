@@ -315,22 +315,22 @@ class _Images:
 
     def find(self, found: Found, problems: Problems) -> Sample | None:
         """The sample; ``None`` is a problem that was noted."""
+        several: tuple[str, ...] = ()
         for name in (found.name, *found.other_names):
             match = self._index.find(name)
-            if match is not None and len(match.files) == 1:
-                return self.samples[match.files[0]]
-            if match is not None and match.files:
-                problems.add(
-                    "names that several images of the run have",
-                    f"{name!r} ({shorten(match.files, 3)})",
-                    "name images with their folder",
-                )
-                return None
-        problems.add(
-            "names that no image of the run has",
-            repr(found.name),
-            "import into the run that the masks came from; names are relative to its images",
-        )
+            files = match.files if match is not None else ()
+            if len(files) == 1:
+                return self.samples[files[0]]
+            several = several or files
+        if several:
+            what, name = "names that several images of the run have", shorten(several, 3)
+            problems.add(what, f"{found.name!r} ({name})", "name images with their folder")
+        else:
+            problems.add(
+                "names that no image of the run has",
+                repr(found.name),
+                "import into the run that the masks came from; names are relative to its images",
+            )
         return None
 
 

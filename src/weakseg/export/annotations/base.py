@@ -42,13 +42,15 @@ from weakseg.data.sources import is_background
 from weakseg.errors import UserError
 from weakseg.export.annotations.tree import Problems, Tree
 from weakseg.files import atomic_path
-from weakseg.ops.confusion import IGNORE
 from weakseg.registry import Registry
 
 __all__ = ["Format", "Found", "Item", "Labels", "MaskSet", "MisfitError", "Options", "formats"]
 
 UNSURE = "unsure"
 """The label that unsure pixels get where the user asks for one."""
+
+UNSURE_ID = 255
+"""What they are in masks."""
 
 T = TypeVar("T")
 
@@ -131,7 +133,7 @@ class MaskSet:
     def colour(self, label: int) -> tuple[int, int, int]:
         """Colour of a label: VOC's of its id."""
         is_unsure = self.options.unsure == "label" and label == len(self.classes) + 1
-        red, green, blue = voc_palette()[IGNORE if is_unsure else label].tolist()
+        red, green, blue = voc_palette()[UNSURE_ID if is_unsure else label].tolist()
         return red, green, blue
 
     def web_colour(self, label: int) -> str:
@@ -156,7 +158,7 @@ class MaskSet:
                 where="--unsure label",
                 mend="rename the class, or leave --unsure out",
             )
-        if one and not keep_unsure and len(self.classes) >= IGNORE - 1:
+        if one and not keep_unsure and len(self.classes) >= UNSURE_ID - 1:
             raise UserError(
                 "there is no id left for the label 'unsure'",
                 where="--unsure label",
@@ -166,7 +168,7 @@ class MaskSet:
         def load(item: Item) -> tuple[T, bool]:
             mask = read_mask(item.mask)
             self._check(item, mask)
-            unsure = mask == IGNORE
+            unsure = mask == UNSURE_ID
             if not keep_unsure:
                 mask[unsure] = len(self.classes) + 1 if one else 0
             return work(item, mask), bool(unsure.any())
@@ -185,7 +187,7 @@ class MaskSet:
                 where=item.mask,
                 mend="make the masks again: the image was replaced since",
             )
-        wrong = np.unique(mask[(mask > len(self.classes)) & (mask != IGNORE)])
+        wrong = np.unique(mask[(mask > len(self.classes)) & (mask != UNSURE_ID)])
         if len(wrong):
             raise UserError(
                 f"the mask holds the class id {wrong[0]}, there are {len(self.classes)} classes",
@@ -235,7 +237,7 @@ class Labels:
         if found is None and is_background(plain):
             return 0
         if found is None and plain.casefold() == UNSURE:
-            return IGNORE
+            return UNSURE_ID
         return found
 
     def need(self, name: str, problems: Problems) -> int | None:

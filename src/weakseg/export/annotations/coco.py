@@ -1,10 +1,15 @@
 """COCO: instances JSON with run lengths, which hold holes and parts exactly.
 
-One file for each split, ``instances_<split>.json``. Category ids are the ids in masks (1 to K). An
-annotation is one connected area of a class by default, so that a false one can be deleted with a
-click; ``objects="class"`` makes one of all pixels of a class. Areas of one class that touch are one
-object, because a mask does not tell them apart. ``iscrowd`` is always 0: unsure pixels are no crowd,
-which in COCO is a group of objects of a known class and which most tools drop.
+::
+
+    annotations/instances_<split>.json     one file for each split
+    images/cat/001.jpg                     links to the images, or copies
+
+Category ids are the ids in masks (1 to K). An annotation is one connected area of a class by
+default, so that a false one can be deleted with a click; ``objects="class"`` makes one of all pixels
+of a class. Areas of one class that touch are one object, because a mask does not tell them apart.
+``iscrowd`` is always 0: unsure pixels are no crowd, which in COCO is a group of objects of a known
+class and which most tools drop.
 
 Reading takes polygons and run lengths of any tool and draws them in the order of the file, later
 ones on top; a crowd is drawn like an object.
@@ -33,6 +38,7 @@ from weakseg.export.annotations.base import (
     expect_size,
     formats,
     instances,
+    place_image,
 )
 from weakseg.export.annotations.tree import Problems, Tree
 from weakseg.files import write_json
@@ -49,7 +55,7 @@ class Coco(Format):
     title = "COCO instances JSON"
 
     def write(self, masks: MaskSet, out: Path) -> list[str]:
-        """``instances_<split>.json``."""
+        """``annotations`` and ``images``."""
         objects = masks.options.objects or "component"
         categories = [
             {"id": label, "name": name, "supercategory": ""} for label, name in masks.labels.items()
@@ -65,7 +71,8 @@ class Coco(Format):
             for split in masks.splits
         }
 
-        def work(_: Item, mask: np.ndarray) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+        def work(item: Item, mask: np.ndarray) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+            place_image(item, out / "images" / item.file, masks.options.copy)
             return mask.shape, _objects(mask, objects)
 
         for item, ((height, width), found) in masks.each(work, "coco"):
@@ -76,7 +83,7 @@ class Coco(Format):
                 number = {"id": len(file["annotations"]) + 1, "image_id": image["id"]}
                 file["annotations"].append(number | entry)
         for split, file in files.items():
-            write_json(out / f"instances_{split}.json", file)
+            write_json(out / "annotations" / f"instances_{split}.json", file)
         return dropped(masks)
 
     def fits(self, tree: Tree) -> bool:

@@ -18,11 +18,18 @@ import numpy as np
 from PIL import Image
 
 from weakseg.errors import UserError
-from weakseg.export.annotations.base import UNSURE, Format, Item, MaskSet, formats, place_image
+from weakseg.export.annotations.base import (
+    UNSURE,
+    UNSURE_ID,
+    Format,
+    Item,
+    MaskSet,
+    formats,
+    place_image,
+)
 from weakseg.export.annotations.tree import Tree
 from weakseg.export.annotations.voc import write_text
 from weakseg.files import atomic_path
-from weakseg.ops.confusion import IGNORE
 
 __all__ = ["FiftyOne"]
 
@@ -71,7 +78,7 @@ class FiftyOne(Format):
             pass
         targets = {0: "background", **dict(enumerate(masks.classes, start=1))}
         if masks.with_unsure:
-            targets[IGNORE] = UNSURE
+            targets[UNSURE_ID] = UNSURE
         write_text(out / "mask_targets.json", [json.dumps(targets, indent=1, ensure_ascii=False)])
         write_text(out / "load.py", [_LOAD.rstrip("\n")])
         return []

@@ -217,14 +217,21 @@ def _read(where: str, task: dict[str, Any], labels: Labels, problems: Problems) 
     for region in annotation["result"]:
         kind = region.get("type") if isinstance(region, dict) else None
         if kind not in ("brushlabels", "polygonlabels"):
-            if isinstance(region, dict) and isinstance(region.get("value"), dict) and kind in (
-                "choices",
-                "textarea",
-                "rating",
+            if (
+                isinstance(region, dict)
+                and isinstance(region.get("value"), dict)
+                and kind
+                in (
+                    "choices",
+                    "textarea",
+                    "rating",
+                )
             ):
                 continue  # of the image as a whole
             problems.add(
-                "regions that are neither brush nor polygon", f"{where}: {kind!r:.60}", "redraw them"
+                "regions that are neither brush nor polygon",
+                f"{where}: {kind!r:.60}",
+                "redraw them",
             )
             continue
         value = region.get("value")

@@ -22,6 +22,7 @@ import numpy as np
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
 from weakseg.export.annotations.base import (
+    UNSURE_ID,
     Format,
     Found,
     Item,
@@ -36,7 +37,6 @@ from weakseg.export.annotations.base import (
 )
 from weakseg.export.annotations.tree import Problems, Tree
 from weakseg.files import atomic_path
-from weakseg.ops.confusion import IGNORE
 
 __all__ = ["IndexedPng", "Voc", "label_map", "list_line", "read_tree", "write_text"]
 
@@ -183,9 +183,9 @@ def _meaning(
         if colour in colours:
             problems.add(f"colours that stand twice in {file}", repr(line[:80]), _AGAIN)
         colours[colour] = ids[len(ids)] = name if found is None else found
-    void = voc_palette()[IGNORE].tolist()
-    colours.setdefault((void[0], void[1], void[2]), IGNORE)
-    ids.setdefault(IGNORE, IGNORE)
+    void = voc_palette()[UNSURE_ID].tolist()
+    colours.setdefault((void[0], void[1], void[2]), UNSURE_ID)
+    ids.setdefault(UNSURE_ID, UNSURE_ID)
     return colours, ids
 
 
@@ -198,7 +198,7 @@ def read_classes(tree: Tree, labels: Labels) -> dict[int, int | str]:
         names = names[1:] if names and labels.find(names[0]) == 0 else names
     found = {i: (name, labels.find(name)) for i, name in enumerate(names, start=1)}
     ids: dict[int, int | str] = {i: name if k is None else k for i, (name, k) in found.items()}
-    return {0: 0, IGNORE: IGNORE, **ids}
+    return {0: 0, UNSURE_ID: UNSURE_ID, **ids}
 
 
 class IndexedPng:
