@@ -148,6 +148,12 @@ def _what_was_done(facts: Facts) -> Iterator[str]:
         )
     if facts.done("segment"):
         yield "A segmentation network was then trained on those masks."
+        corrected = _corrected(facts)
+        if corrected:
+            yield (
+                f"{corrected:,} of these masks were corrected by hand. Whatever is said of the masks "
+                "here is of those that were made from scores, not of the corrected ones."
+            )
     elif facts.done("predict"):
         yield (
             "The method is a segmentation network itself: its predictions, for classes that it "
@@ -412,7 +418,8 @@ def _gain(facts: Facts) -> Iterator[Finding]:
         better = gain >= 0
         yield Finding(
             "good" if better else "warn",
-            f"The segmenter is {abs(gain):.1f} points {'above' if better else 'below'} its own masks",
+            f"The segmenter is {abs(gain):.1f} points {'above' if better else 'below'} "
+            + ("the masks as they were made" if _corrected(facts) else "its own masks"),
             f"On {row.split}: {percent(row.miou)} after {percent(mask.miou)}. "
             + (
                 "Its predictions are the better masks."
@@ -422,6 +429,11 @@ def _gain(facts: Facts) -> Iterator[Finding]:
             "results",
         )
         return
+
+
+def _corrected(facts: Facts) -> int:
+    """How many masks the segmenter was trained on were corrected by hand."""
+    return int(number(facts.result("segment", "corrected")) or 0)
 
 
 def _weak_classes(facts: Facts) -> Iterator[Finding]:

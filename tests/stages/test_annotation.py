@@ -1,0 +1,107 @@
+"""Corrected masks in a run: what they change, and what they must not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.stages.conftest import contents
+from weakseg.cli import app
+from weakseg.data.images import read_mask, write_mask
+from weakseg.errors import UserError
+from weakseg.pipeline import collect, run_recipe
+from weakseg.runfolder import RunFolder
+from weakseg.stages.annotation import export_masks, import_masks, run_masks
+from weakseg.stages.masks import mask_files, training_inputs
+
+
+def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, capsys):
+    run_recipe(tiny, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    collection = collect(tiny.data)
+    before = {name: run.record(name) for name in ("masks", "segment", "evaluate")}
+    rows = json.loads((run.path / "8-evaluate/results.json").read_text())["rows"]
+    pseudo = contents(run.path, "5-masks/**/*")
+    assert before["segment"].results["corrected"] == 0
+
+    fixed = tmp_path / "fixed"
+    train, val = collection.split("train"), collection.split("val")
+    for sample in (*train[:3], val[0]):
+        write_mask(fixed / f"{sample.id}.png", np.full((64, 64), 1, dtype=np.uint8))
+    app(["import-masks", str(fixed), "--into", str(run.path)], result_action="return_value")
+    said = capsys.readouterr()
+    assert said.out.startswith("4 corrected masks from masks in ")
+    assert "1 mask of images that are not trained on" in " ".join(said.err.split())
+
+    run_recipe(tiny, run.path)
+    after = {name: run.record(name) for name in before}
+    assert after["masks"] == before["masks"]
+    assert contents(run.path, "5-masks/**/*") == pseudo
+    assert after["segment"].fingerprint != before["segment"].fingerprint
+    assert after["segment"].results["corrected"] == 3
+    now = json.loads((run.path / "8-evaluate/results.json").read_text())["rows"]
+    assert [r for r in now if r["stage"] != "segmenter"] == [
+        r for r in rows if r["stage"] != "segmenter"
+    ], "rows of the masks compare the pseudo masks"
+    page = run.report_file.read_text(encoding="utf-8")
+    assert "3 of these masks were corrected by hand" in page
+
+    files = mask_files(run, train)
+    assert [f.parent.parent.name for f in files[:4]] == ["corrected"] * 3 + ["masks"]
+    same = training_inputs(run, train)
+    write_mask(run.path / "corrected" / f"{val[0].id}.png", np.zeros((64, 64), dtype=np.uint8))
+    assert training_inputs(run, train) == same, "only masks that are trained on count"
+    write_mask(files[0], np.zeros((64, 64), dtype=np.uint8))
+    assert training_inputs(run, train) != same
+
+    made = run_masks(run, tiny, collection)
+    export_masks(made, "voc", tmp_path / "again")
+    for i in (0, 3):
+        out = tmp_path / "again/SegmentationClass" / f"{train[i].id}.png"
+        assert (read_mask(out) == read_mask(files[i])).all()
+
+
+@pytest.fixture
+def masked(tiny, tmp_path):
+    """A run with masks, made by hand in the place of the stage's."""
+    run = RunFolder(tmp_path / "run")
+    collection = collect(tiny.data)
+    stage = run.stage("masks", {})
+    with stage.working():
+        for sample in collection.split("train"):
+            write_mask(stage.folder / "masks" / f"{sample.id}.png", np.eye(64, dtype=np.uint8))
+    run.recipe_file.write_text(tiny.to_yaml(), encoding="utf-8")
+    return run, collection
+
+
+def test_what_a_run_has_to_export(masked, tiny):
+    run, collection = masked
+    assert len(run_masks(run, tiny, collection).items) == 24
+    with pytest.raises(UserError, match="no masks of val") as caught:
+        run_masks(run, tiny, collection, splits=("val",))
+    assert "--of predict" in (caught.value.mend or "")
+    with pytest.raises(UserError, match="no split 'vall'"):
+        run_masks(run, tiny, collection, splits=("vall",))
+    with pytest.raises(UserError, match="'predict' has not been run"):
+        run_masks(run, tiny, collection, "predict")
+
+
+def test_a_method_that_is_its_own_segmenter_has_no_use_for_them(masked, tiny):
+    run, collection = masked
+    off = tiny.segmenter.model_copy(update={"enabled": False})
+    recipe = tiny.model_copy(update={"segmenter": off})
+    found = import_masks(run, recipe, collection, run.stage_folder("masks") / "masks")
+    assert "trains no segmenter" in found.notes[-1]
+
+
+def test_the_command_line(masked, tmp_path, capsys):
+    run, _ = masked
+    words = ["export", str(run.path), "--to", "coco", "--out", str(tmp_path / "out")]
+    app([*words, "--split", "train", "--objects", "class"], result_action="return_value")
+    assert capsys.readouterr().out == f"24 masks in {tmp_path / 'out'}\n"
+    file = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
+    assert len(file["annotations"]) == 24
+    with pytest.raises(UserError, match="holds no run"):
+        app(["export", str(tmp_path), "--to", "coco", "--out", str(tmp_path / "x")])
