@@ -243,7 +243,7 @@ def test_a_listed_image_without_a_mask_was_left_empty(tmp_path):
     members = _painted(
         ["background", "cat", "größter Hund"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)], RING
     )
-    members["ImageSets/Segmentation/default.txt"] = '"cat/001"\ndog/001\n"größe 1/a b"\n'.encode()
+    members["ImageSets/Segmentation/default.txt"] = '"cat/001"\ndog/001 1\ngröße 1/a b\n'.encode()
     source = pack(tmp_path / "e.zip", members)
     found = import_masks(run, recipe, collection, source)
     assert set(found.ids) == {"cat/001", "dog/001"}, "dog/001 is a confirmed negative"
@@ -252,11 +252,11 @@ def test_a_listed_image_without_a_mask_was_left_empty(tmp_path):
     assert len(found.ids) == 3 and not corrected(run)["größe 1/a b"].any()
 
 
-@pytest.mark.parametrize("name", ['a"b', "a\nb"])
+@pytest.mark.parametrize("name", ['"b"', "a\nb", "#1"])
 def test_names_that_a_list_cannot_hold(name, tmp_path):
     _, made = build(tmp_path, [RING], [name])
     for form in ("cvat", "voc"):
-        with pytest.raises(UserError, match="quotes or line breaks"):
+        with pytest.raises(UserError, match="line breaks, or a"):
             export_masks(made, form, tmp_path / form)
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from weakseg.console import track
 from weakseg.data.images import image_size, write_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import NameIndex, count
+from weakseg.data.sources import NameIndex, count, sample_id
 from weakseg.errors import UserError
 from weakseg.export.annotations import (
     Format,
@@ -316,7 +316,9 @@ class _Images:
     def find(self, found: Found, problems: Problems) -> Sample | None:
         """The sample; ``None`` is a problem that was noted."""
         several: tuple[str, ...] = ()
-        for name in (found.name, *found.other_names):
+        names = (found.name, *found.other_names)
+        # Tools that keep images as JPEG files rename them; an id stands for one image anyway.
+        for name in (*names, *map(sample_id, names)):
             match = self._index.find(name)
             files = match.files if match is not None else ()
             if len(files) == 1:

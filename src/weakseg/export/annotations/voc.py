@@ -4,7 +4,7 @@
 
     JPEGImages/cat/001.jpg             links to the images, or copies
     SegmentationClass/cat/001.png      0 background, 1 to K classes, 255 unsure, in VOC's colours
-    ImageSets/Segmentation/train.txt   one id in each line; in quotes where it holds a blank
+    ImageSets/Segmentation/train.txt   one id in each line
     labelmap.txt                       name:red,green,blue:: of each class, background first
     classes.txt                        the classes in the order of their ids
 
@@ -88,18 +88,18 @@ def write_text(path: Path, lines: list[str]) -> None:
 
 
 def list_line(name: str) -> str:
-    """A line of a list file.
+    """A line of a list file: the name as it is, blanks included.
 
     Raises:
         UserError: The name cannot stand in one.
     """
-    if '"' in name or len(name.splitlines()) != 1:
+    if name.startswith(("#", '"')) or name != name.strip() or len(name.splitlines()) != 1:
         raise UserError(
-            "a list of VOC cannot hold a name with quotes or line breaks",
+            "a list of VOC cannot hold a name with line breaks, or a '#' or quotes in front",
             where=repr(name),
             mend="rename the image, or export to coco",
         )
-    return f'"{name}"' if name.split() != [name] else name
+    return name
 
 
 def label_map(masks: MaskSet, *, unsure: bool) -> list[str]:
@@ -138,25 +138,25 @@ def read_tree(tree: Tree, labels: Labels, problems: Problems) -> Iterator[Found]
     colours, ids = _meaning(tree, labels, problems)
     for name, file in files.items():
         yield Found(name, IndexedPng(tree, file, colours, ids))
-    listed = {
-        name
-        for file in tree.below("Segmentation", ".txt").values()
-        for name in _list(tree.text(file))
-    }
-    for name in sorted(listed - files.keys()):
-        yield Found(name, _nothing, empty=True)
+    listed: dict[str, tuple[str, ...]] = {}
+    for file in tree.below("Segmentation", ".txt").values():
+        for line in tree.text(file).splitlines():
+            readings = _readings(line.strip())
+            if readings and not files.keys() & set(readings):
+                listed[readings[0]] = readings[1:]
+    for name in sorted(listed):
+        yield Found(name, _nothing, True, listed[name])
 
 
 def _nothing(size: tuple[int, int]) -> np.ndarray:
     return np.zeros(size, dtype=np.uint8)
 
 
-def _list(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [
-        line[1 : line.index('"', 1)] if line.count('"') > 1 and line[0] == '"' else line.split()[0]
-        for line in lines
-    ]
+def _readings(line: str) -> tuple[str, ...]:
+    """Names that a line of a list may mean: in quotes, else the whole line or its first word."""
+    if line.startswith('"') and line.count('"') > 1:
+        return (line[1 : line.index('"', 1)],)
+    return tuple(dict.fromkeys((line, line.split()[0]))) if line else ()
 
 
 def _meaning(
