@@ -164,7 +164,7 @@ class _Evaluation:
         for name, samples in self._lists(train).items():
             for stage, folder in self._score_folders().items():
                 self._judge_scores(stage, name, samples, folder)
-            if "masks" in self.present:
+            if "masks" in self.present:  # as they were made; corrected ones are training data
                 self._judge("mask", name, samples, self.run.stage_folder("masks") / "masks")
         if "predict" in self.present:
             for name, samples in {**self._lists(train), **self._lists(val)}.items():

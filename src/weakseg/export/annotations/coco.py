@@ -17,6 +17,7 @@ ones on top; a crowd is drawn like an object.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ from weakseg.export.annotations.base import (
     place_image,
 )
 from weakseg.export.annotations.tree import Problems, Tree
-from weakseg.files import write_json
+from weakseg.files import atomic_path
 
 __all__ = ["Coco", "compress_runs"]
 
@@ -83,7 +84,9 @@ class Coco(Format):
                 number = {"id": len(file["annotations"]) + 1, "image_id": image["id"]}
                 file["annotations"].append(number | entry)
         for split, file in files.items():
-            write_json(out / "annotations" / f"instances_{split}.json", file)
+            with atomic_path(out / "annotations" / f"instances_{split}.json") as temporary:
+                text = json.dumps(file, ensure_ascii=False, separators=(",", ":"))
+                temporary.write_text(text + "\n", encoding="utf-8")
         return dropped(masks)
 
     def fits(self, tree: Tree) -> bool:

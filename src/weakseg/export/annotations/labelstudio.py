@@ -27,6 +27,7 @@ their order, later ones on top. A task without an annotation was not corrected a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ from weakseg.export.annotations.base import (
     instances,
 )
 from weakseg.export.annotations.tree import Problems, Tree
-from weakseg.files import atomic_path, write_json
+from weakseg.files import atomic_path
 
 __all__ = ["LabelStudio", "brush", "unbrush"]
 
@@ -80,18 +81,21 @@ class LabelStudio(Format):
                 f"and LOCAL_FILES_DOCUMENT_ROOT={root.parent}, and add {root} as local storage."
             )
 
-        def work(_: Item, mask: np.ndarray) -> list[dict[str, Any]]:
+        def work(item: Item, mask: np.ndarray) -> str:
             numbers, ids = instances(mask, objects)
-            return [_region(numbers == i, names[k], i) for i, k in enumerate(ids, start=1)]
-
-        tasks = []
-        for item, regions in masks.each(work, "labelstudio"):
+            regions = [_region(numbers == i, names[k], i) for i, k in enumerate(ids, start=1)]
             prediction: dict[str, Any] = {"model_version": "weakseg", "result": regions}
             if item.score is not None:
                 prediction["score"] = item.score
             data = {"image": before + quote(item.file), "weakseg_id": item.id}
-            tasks.append({"data": data, "predictions": [prediction]})
-        write_json(out / "tasks.json", tasks)
+            return json.dumps({"data": data, "predictions": [prediction]}, separators=(",", ":"))
+
+        # Bytes as JSON numbers are bulky: one task after the other, each in a line.
+        with atomic_path(out / "tasks.json") as temporary, temporary.open("w") as file:
+            file.write("[\n")
+            for number, (_, task) in enumerate(masks.each(work, "labelstudio")):
+                file.write((",\n" if number else "") + task)
+            file.write("\n]\n")
         with atomic_path(out / "config.xml") as temporary:
             temporary.write_text(_configuration(masks), encoding="utf-8")
         return notes + dropped(masks)
