@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from weakseg.config import validate
+from weakseg.data import images
 from weakseg.data.images import read_image, read_large_image, read_mask
 from weakseg.data.samples import Sample
 from weakseg.errors import UserError
@@ -168,20 +169,17 @@ def test_a_tile_and_a_longest_side_contradict_each_other():
         validate(PredictConfig, {"tile": 64, "max_side": None}, where="x")
 
 
-def test_files_larger_than_pillows_limit_are_taken_where_tiles_are_asked_for(tmp_path, monkeypatch):
+def test_files_larger_than_pillows_limit_are_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    monkeypatch.setattr(images, "LARGE", 10_000)
     samples = []
     for name, size in (("large", (150, 260)), ("small", (40, 50))):
         Image.fromarray(picture(*size)).save(tmp_path / f"{name}.png")
         samples.append(Sample(name, tmp_path / f"{name}.png", None))
     predictor = local()
-    settings = {"scales": (1.0,), "flip": False, "max_side": None}
-    with pytest.raises(UserError, match="cannot be read"):
-        predict_images(predictor, tuple(samples), tmp_path / "a", PredictConfig(**settings))
-    tiled = PredictConfig(**settings, tile=128)
+    tiled = PredictConfig(scales=(1.0,), flip=False, max_side=None, tile=128)
     predict_images(predictor, tuple(samples), tmp_path / "b", tiled)
     assert Image.MAX_IMAGE_PIXELS == 10_000
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     for sample in samples:
         mask = read_mask(tmp_path / "b" / f"{sample.id}.png")
         assert np.array_equal(mask, replace(predictor, tile=128).predict(sample.image))

@@ -2,18 +2,25 @@
 
 import io
 import json
+import os
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from weakseg.data import check_files, images
 from weakseg.data.check import CheckReport, Problem, check
-from weakseg.data.images import write_mask
+from weakseg.data.images import read_image, write_mask
 from weakseg.data.samples import Collection, Sample
+from weakseg.errors import UserError
 
-SIZE = (12, 16)  # height, width
+SIZE = (36, 48)  # height, width
 
 
 def picture(path: Path, seed: int, mode: str = "RGB", **options) -> Path:
@@ -189,8 +196,8 @@ def test_tags_like_typos(tmp_path: Path, rare: str, frequent: str, alike: bool) 
 
 
 def test_two_frequent_neighbours_are_no_typo(tmp_path: Path) -> None:
-    image = picture(tmp_path / "a.png", 0)
-    samples = [Sample(f"{i}", image, (("horse", "house")[i % 2],)) for i in range(20)]
+    tags = ("horse", "house")
+    samples = [replace(s, tags=(tags[i % 2],)) for i, s in enumerate(sound(tmp_path, 20))]
     assert not check(collection(samples, ("horse", "house"))).problems
 
 
@@ -245,3 +252,155 @@ def test_check_is_deterministic(tmp_path: Path) -> None:
     samples = [Sample(f"{i}", tmp_path / f"{i}.jpg", ("cat",)) for i in range(50)]
     first, second = (check(collection(samples)).to_dict() for _ in range(2))
     assert first == second and first["problems"][0]["items"] == [s.id for s in samples]
+
+
+def bomb(path: Path, side: int) -> Path:
+    """A PNG of a few bytes that declares side x side gray pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(1000))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000, 60_000])  # below, at and above Pillow's limits
+def test_a_decompression_bomb_is_not_decoded(tmp_path, side, recwarn) -> None:
+    samples = [*sound(tmp_path), Sample("bomb", bomb(tmp_path / "bomb.png", side), ("cat",))]
+    report = check(collection(samples))
+    assert items(report, "decompression-bomb") == ("bomb",) and len(report.problems) == 1
+    assert problem(report, "decompression-bomb").severity == "error"
+    with pytest.raises(UserError, match="decompression bomb"):
+        read_image(samples[-1].image)
+
+
+def test_a_large_plausible_image_is_a_warning(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(images, "LARGE", 1000)
+    monkeypatch.setattr(check_files, "LARGE", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # so that Pillow alone would refuse it
+    samples = sound(tmp_path)
+    report = check(collection(samples))
+    assert len(items(report, "large-image")) == 12 and not report.errors
+    assert read_image(samples[0].image).shape == (*SIZE, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "png"])
+def test_images_of_several_frames(tmp_path, suffix) -> None:
+    frames = [Image.open(s.image).convert("RGB") for s in sound(tmp_path, 3)]
+    moving = tmp_path / f"moving.{suffix}"
+    frames[0].save(moving, save_all=True, append_images=frames[1:], lossless=True)
+    samples = [*sound(tmp_path), Sample("moving", moving, ("cat",), "val")]
+    assert items(check(collection(samples)), "animated") == ("moving",)
+    assert (read_image(moving) == np.asarray(frames[0])).all()
+
+
+def test_a_photograph_with_a_preview_is_not_animated(tmp_path) -> None:
+    frames = [Image.open(s.image) for s in sound(tmp_path, 2)]
+    file = tmp_path / "camera.jpg"
+    frames[0].save(file, format="MPO", save_all=True, append_images=frames[1:])
+    report = check(collection([*sound(tmp_path)[1:], Sample("camera", file, ("cat",))]))
+    assert not report.problems
+
+
+def test_tiny_and_elongated_images(tmp_path) -> None:
+    samples = sound(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, shape in {"small": (31, 60), "strip": (40, 321), "fine": (40, 320)}.items():
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(file)
+        samples.append(Sample(name, file, ("cat",)))
+    report = check(collection(samples))
+    assert items(report, "tiny-image") == ("small",)
+    assert items(report, "elongated") == ("strip",)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind) -> None:
+    path = tmp_path / "x.jpg"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    report = check(collection([*sound(tmp_path), Sample("x", path, ("cat",), mask=path)]))
+    assert items(report, "unreadable-file") == items(report, "mask-unreadable") == ("x",)
+
+
+def blurred(path: Path, seed: int) -> Path:
+    """A scene of smooth blobs, as unlike others as photographs are."""
+    rng = np.random.default_rng(seed)
+    pixels = cv2.resize(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), (160, 120))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+COPIES = {
+    "jpeg": lambda i, f: i.save(f, "JPEG", quality=20),
+    "half": lambda i, f: i.resize((80, 60)).save(f, "PNG"),
+    "square": lambda i, f: i.resize((64, 64)).save(f, "PNG"),
+    "gray": lambda i, f: i.convert("L").save(f, "PNG"),
+    "darker": lambda i, f: i.point(lambda v: int(0.8 * v)).save(f, "PNG"),
+    "cropped": lambda i, f: i.crop((2, 2, 158, 118)).save(f, "PNG"),
+    "turned": lambda i, f: i.transpose(Image.Transpose.ROTATE_90).save(f, "JPEG", exif=turn(6)),
+}
+
+
+def turn(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", sorted(COPIES))
+def test_near_copies_across_splits(tmp_path, kind) -> None:
+    samples = [
+        Sample(f"s/{i}", blurred(tmp_path / f"{i}.png", i), (("cat", "dog")[i % 2],))
+        for i in range(40)
+    ]
+    file = tmp_path / "copy.png"
+    with Image.open(samples[7].image) as image:
+        COPIES[kind](image, file)
+    samples.append(Sample("copy", file, ("dog",), "val"))
+    report = check(collection(samples))
+    assert items(report, "near-copy-in-splits") == ("s/7 (train) / copy (val)",)
+    assert "copies-with-other-tags" not in [p.code for p in report.problems]
+    # In one split they are no leak, but their tags must not contradict each other.
+    samples[-1] = Sample("copy", file, ("cat",))
+    report = check(collection(samples))
+    assert [p.code for p in report.warnings if "cop" in p.code] == ["copies-with-other-tags"]
+    assert items(report, "copies-with-other-tags") == ("s/7 (dog) / copy (cat)",)
+
+
+def test_blank_images_are_no_copies(tmp_path) -> None:
+    samples = sound(tmp_path)
+    for i, colour in enumerate(("white", "#fefefe", "black")):
+        file = tmp_path / f"blank{i}.png"
+        Image.new("RGB", (40, 40), colour).save(file)
+        samples.append(Sample(f"blank{i}", file, ("cat",), ("train", "val")[i % 2]))
+    assert not check(collection(samples)).problems
+
+
+def test_classes_that_always_come_together(tmp_path) -> None:
+    tags = [("cat", "dog")] * 9 + [("cat",)] + [("owl",), ("owl", "fox"), ("owl", "cow")] * 6
+    image = picture(tmp_path / "a.png", 0)
+    samples = [Sample(f"{i}", image, t) for i, t in enumerate(tags)]
+    report = check(collection(samples, ("cat", "dog", "fox", "owl", "cow")))
+    assert items(report, "always-together") == (
+        "cat (10) and dog (9) in 9",
+        "fox with owl in 6 of its 6 images",
+        "cow with owl in 6 of its 6 images",
+    )
+    assert "never-alone" not in [p.code for p in report.problems]
+
+
+def test_a_class_that_is_never_alone(tmp_path) -> None:
+    tags = [("cat",), ("dog",), ("cat", "fox"), ("dog", "fox"), ()] * 5
+    image = picture(tmp_path / "a.png", 0)
+    samples = [Sample(f"{i}", image, t) for i, t in enumerate(tags)]
+    report = check(collection(samples, ("cat", "dog", "fox")))
+    assert items(report, "never-alone") == ("fox (0 of 10)",)
+    assert "always-together" not in [p.code for p in report.problems]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from weakseg.data.images import DECODE_ERRORS, orientation, oriented_size, read_mask
+from weakseg.data.check_files import ASPECT, TINY, Look, look_at
+from weakseg.data.check_tags import FEW, check_tags, known_tags
+from weakseg.data.duplicates import near_copies
+from weakseg.data.images import LARGE, PIXELS_PER_BYTE
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import UNTAGGED_MEND
-from weakseg.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +24,6 @@ __all__ = ["CheckReport", "Problem", "check"]
 
 Size = tuple[int, int]
 
-_FEW = 5
 _AGAIN = "copy these files again from their origin, or leave them out"
 _MASKS = "write masks again as 8-bit indexed PNG files of the image's size"
 
@@ -44,6 +40,12 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "truncated-file": ("error", "image files end too early", _AGAIN),
     "not-an-image": ("error", "files that are no images", "replace them or leave them out"),
     "unreadable-file": ("error", "image files that cannot be decoded", _AGAIN),
+    "decompression-bomb": (
+        "error",
+        f"image files that declare more than {LARGE:,} pixels, and more than {PIXELS_PER_BYTE} for "
+        "each of their bytes, as no camera does; they were not decoded",
+        "leave them out, or save them again from an origin that you trust",
+    ),
     "duplicate-id": (
         "error",
         "several images share one id, so their masks would overwrite each other",
@@ -82,10 +84,53 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
         "images with an EXIF rotation; it will be applied",
         "make sure that masks and other tools see them the same way",
     ),
+    "animated": (
+        "warning",
+        "images of several frames or pages; the first one is used",
+        "nothing, if the tags speak of the first; else save each frame as a file",
+    ),
+    "large-image": (
+        "warning",
+        f"images of more than {LARGE:,} pixels; each fills gigabytes of memory while it is read",
+        "reduce them, or cut them into parts and tag each part",
+    ),
+    "tiny-image": (
+        "warning",
+        f"images of less than {TINY} pixels at the shorter side; a network's map of them is one "
+        "cell high or wide",
+        "leave them out, or find larger versions",
+    ),
+    "elongated": (
+        "warning",
+        f"images more than {ASPECT} times as long as they are wide",
+        "cut them into parts and tag each part, or leave them out",
+    ),
     "same-image-in-splits": (
         "warning",
         "the same file lies in several splits, so evaluation sees training images",
         "remove it from one of them",
+    ),
+    "near-copy-in-splits": (
+        "warning",
+        "images with a near copy (saved again, resized, cropped a little) in another split, so "
+        "evaluation sees training images",
+        "keep each pair in one split, or remove one of the two",
+    ),
+    "copies-with-other-tags": (
+        "warning",
+        "images that look the same and have different tags",
+        "give both the tags of all that is seen in them, or remove one of the two",
+    ),
+    "always-together": (
+        "warning",
+        "classes that nearly always come with one other class, so that nothing tells which pixels "
+        "belong to which of the two",
+        "add images that show one of them alone, or make the two one class",
+    ),
+    "never-alone": (
+        "warning",
+        "classes that hardly any image shows without other classes",
+        "add images that show them alone: these teach what they look like",
     ),
     "similar-tags": (
         "warning",
@@ -99,7 +144,7 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     ),
     "few-images": (
         "warning",
-        f"classes with fewer than {_FEW} train images",
+        f"classes with fewer than {FEW} train images",
         "tag more images of them, or leave them out",
     ),
 }
@@ -225,7 +270,7 @@ def check(
 ) -> CheckReport:
     """Opens every file and counts every tag; reports all problems at once and raises none.
 
-    Images are decoded in full, on all cores. Ground-truth masks are opened here for their shape
+    Image files are read to their end, on all cores. Ground-truth masks are opened here for their shape
     and ids only: nothing about their content is returned or used.
 
     Args:
@@ -235,21 +280,22 @@ def check(
     """
     samples = collection.samples
     ledger = _Ledger()
-    looks: list[_Look] = []
+    looks: list[Look] = []
     with ThreadPoolExecutor() as pool:
         number = len(collection.classes)
-        for look in pool.map(lambda s: _look_at(s, number), samples):
+        for look in pool.map(lambda s: look_at(s, number), samples):
             looks.append(look)
             if progress is not None:
                 progress(len(looks), len(samples))
     for sample, look in zip(samples, looks, strict=True):
         for code in look.codes:
             ledger.add(code, sample.id)
-    _check_ids(samples, looks, ledger)
-    _check_tags(collection, ledger)
-    _check_balance(collection, train, ledger)
+    _check_ids(samples, ledger)
+    _check_copies(samples, looks, ledger)
+    for code, item in check_tags(collection, train):
+        ledger.add(code, *([] if item is None else [item]))
     _check_mask_cover(samples, ledger)
-    matrix = collection.tag_matrix() if not ledger.has("unknown-tag") else _known_tags(collection)
+    matrix = known_tags(collection)
     counts = matrix.astype(np.int64)
     return CheckReport(
         name=collection.name,
@@ -277,9 +323,6 @@ class _Ledger:
     def add(self, code: str, *items: str) -> None:
         self.items[code].extend(items)
 
-    def has(self, code: str) -> bool:
-        return code in self.items
-
     def problems(self) -> Iterator[Problem]:
         """In the order of the rules, which lists errors first."""
         for code, (severity, message, mend) in _RULES.items():
@@ -289,84 +332,7 @@ class _Ledger:
                 yield Problem(severity, code, text, mend, items)
 
 
-# --- files ----------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Look:
-    """What one image and its mask showed."""
-
-    codes: list[str] = field(default_factory=list)
-    size: Size | None = None
-    digest: bytes | None = None
-
-
-def _look_at(sample: Sample, classes: int) -> _Look:
-    look = _Look()
-    try:
-        content = sample.image.read_bytes()
-    except FileNotFoundError:
-        look.codes.append("missing-file")
-    except OSError:
-        look.codes.append("unreadable-file")
-    else:
-        if content:
-            look.digest = hashlib.blake2b(content, digest_size=16).digest()
-            _look_at_image(content, look)
-        else:
-            look.codes.append("empty-file")
-    if sample.mask is not None:
-        _look_at_mask(sample.mask, look, classes)
-    return look
-
-
-def _look_at_image(content: bytes, look: _Look) -> None:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            turned = orientation(image) > 1
-            size = oriented_size(image)
-            image.load()
-            converted = image.mode != "RGB" or "transparency" in image.info
-    except UnidentifiedImageError:
-        look.codes.append("not-an-image")
-    except DECODE_ERRORS as error:
-        short = "truncat" in str(error).lower()
-        look.codes.append("truncated-file" if short else "unreadable-file")
-    else:
-        look.size = size
-        look.codes += ["converted"] * converted + ["rotated"] * turned
-
-
-def _look_at_mask(path: Path, look: _Look, classes: int) -> None:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        look.codes.append("mask-missing-file")
-        return
-    except OSError:
-        look.codes.append("mask-unreadable")
-        return
-    try:
-        mask = read_mask(io.BytesIO(content), name=path)
-    except UserError:
-        look.codes.append("mask-colours" if _has_colours(content) else "mask-unreadable")
-        return
-    if look.size is not None and mask.shape != look.size:
-        look.codes.append("mask-size")
-    present = np.bincount(mask.ravel(), minlength=256)
-    if present[classes + 1 : 255].any():
-        look.codes.append("mask-ids")
-
-
-def _has_colours(content: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.format != "JPEG" and len(image.getbands()) > 1
-    except DECODE_ERRORS:
-        return False
-
-
-def _check_ids(samples: Sequence[Sample], looks: Sequence[_Look], ledger: _Ledger) -> None:
+def _check_ids(samples: Sequence[Sample], ledger: _Ledger) -> None:
     if not samples:
         ledger.add("no-images")
     # Case-insensitive file systems would make one file of cat/1.png and Cat/1.png.
@@ -374,6 +340,9 @@ def _check_ids(samples: Sequence[Sample], looks: Sequence[_Look], ledger: _Ledge
     for sample in samples:
         if number[sample.id.casefold()] > 1:
             ledger.add("duplicate-id", sample.id)
+
+
+def _check_copies(samples: Sequence[Sample], looks: Sequence[Look], ledger: _Ledger) -> None:
     splits: dict[bytes, set[str]] = defaultdict(set)
     for sample, look in zip(samples, looks, strict=True):
         if look.digest is not None:
@@ -381,46 +350,29 @@ def _check_ids(samples: Sequence[Sample], looks: Sequence[_Look], ledger: _Ledge
     for sample, look in zip(samples, looks, strict=True):
         if look.digest is not None and len(splits[look.digest]) > 1:
             ledger.add("same-image-in-splits", sample.id)
+    thumbnails = [look.thumbnail for look in looks]
+    for code, keys in (
+        ("near-copy-in-splits", [sample.split for sample in samples]),
+        ("copies-with-other-tags", [sample.tags and frozenset(sample.tags) for sample in samples]),
+    ):
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        for i, j in near_copies(thumbnails, [number[key] for key in keys]):
+            same_file = looks[i].digest == looks[j].digest
+            untagged = samples[i].tags is None or samples[j].tags is None
+            if not (untagged if code == "copies-with-other-tags" else same_file):
+                ledger.add(code, f"{_named(samples[i], code)} / {_named(samples[j], code)}")
 
 
-def _check_mask_cover(samples: Iterable[Sample], ledger: _Ledger) -> None:
-    samples = list(samples)
+def _named(sample: Sample, code: str) -> str:
+    words = sample.split if code == "near-copy-in-splits" else ", ".join(sample.tags or ())
+    return f"{sample.id} ({words or 'none'})"
+
+
+def _check_mask_cover(samples: Sequence[Sample], ledger: _Ledger) -> None:
     covered = {s.split for s in samples if s.mask is not None}
     for sample in samples:
         if sample.mask is None and sample.split in covered:
             ledger.add("masks-incomplete", sample.id)
-
-
-# --- tags -----------------------------------------------------------------------------------
-
-
-def _check_tags(collection: Collection, ledger: _Ledger) -> None:
-    known = set(collection.classes)
-    for sample in collection:
-        if sample.tags is None:
-            ledger.add("untagged", sample.id)
-        for tag in sample.tags or ():
-            if tag not in known:
-                ledger.add("unknown-tag", tag)
-    uses = Counter(tag for sample in collection for tag in sample.tags or ())
-    for rare, frequent in _lookalikes(uses):
-        ledger.add("similar-tags", f"{rare} ({uses[rare]:,}) / {frequent} ({uses[frequent]:,})")
-
-
-def _check_balance(collection: Collection, splits: Sequence[str], ledger: _Ledger) -> None:
-    train = collection.split(*splits).samples
-    if collection.samples and not train:
-        ledger.add("no-train-images")
-    uses = Counter(tag for sample in collection for tag in set(sample.tags or ()))
-    in_train = Counter(tag for sample in train for tag in set(sample.tags or ()))
-    tagged = sum(s.tags is not None for s in train)
-    for name in collection.classes:
-        if not uses[name]:
-            ledger.add("class-without-images", name)
-        elif train and in_train[name] < _FEW:
-            ledger.add("few-images", name)
-        if tagged and in_train[name] == tagged:
-            ledger.add("no-negatives", name)
 
 
 def _per_class(collection: Collection, counts: np.ndarray) -> dict[str, dict[str, int]]:
@@ -434,62 +386,6 @@ def _per_class(collection: Collection, counts: np.ndarray) -> dict[str, dict[str
         }
         for split in collection.splits
     }
-
-
-def _known_tags(collection: Collection) -> np.ndarray:
-    """The tag matrix where some tags are not in the class list."""
-    rows = [[name in (s.tags or ()) for name in collection.classes] for s in collection]
-    return np.array(rows, dtype=np.uint8).reshape(len(rows), len(collection.classes))
-
-
-def _lookalikes(uses: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Pairs (rare, frequent) of tags that may be one class."""
-    ordered = sorted(uses, key=lambda tag: (-uses[tag], tag))
-    letters = {tag: re.sub(r"[\W_]+", "", tag.casefold()) for tag in ordered}
-    plain = {tag: _singular(letters[tag]) for tag in ordered}
-    for i, frequent in enumerate(ordered):
-        for rare in ordered[i + 1 :]:
-            if (
-                plain[rare] == plain[frequent]
-                or uses[rare] * 10 <= uses[frequent]
-                and _near(letters[rare], letters[frequent])
-            ):
-                yield rare, frequent
-
-
-def _singular(word: str) -> str:
-    """An English word without its plural ending; good enough to compare two."""
-    for ending, singular in (("ies", "y"), ("sses", "ss"), ("xes", "x"), ("ches", "ch"), ("s", "")):
-        if word.endswith(ending) and len(word) > len(ending) + 2 and not word.endswith("ss"):
-            return word.removesuffix(ending) + singular
-    return word
-
-
-def _near(a: str, b: str) -> bool:
-    """Whether one slip of the hand (two in long words) turns one word into the other."""
-    shorter = min(len(a), len(b))
-    # Short words differ by a letter all the time (car, cat), but not by a swap (cta).
-    short = int(sorted(a) == sorted(b))
-    allowed = short if shorter < 4 else 1 if shorter < 8 else 2
-    # Digits number things: 'class1' and 'class2' are no slips.
-    if re.findall(r"\d+", a) != re.findall(r"\d+", b) or abs(len(a) - len(b)) > allowed:
-        return False
-    return allowed > 0 and _slips(a, b) <= allowed
-
-
-def _slips(a: str, b: str) -> int:
-    """Edit distance with swaps of neighbours (optimal string alignment)."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        after = [i]
-        for j, y in enumerate(b, start=1):
-            best = min(row[j] + 1, after[j - 1] + 1, row[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                best = min(best, before[j - 2] + 1)
-            after.append(best)
-        before, row = row, after
-    return row[-1]
 
 
 def _shown(items: Sequence[str]) -> str:

@@ -6,9 +6,9 @@ on: EXIF rotation applied, any mode turned into 8-bit RGB.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,15 +22,23 @@ from weakseg.files import atomic_path
 __all__ = [
     "image_size",
     "open_error",
+    "open_image",
     "orientation",
     "read_image",
     "read_large_image",
     "read_mask",
-    "unlimited",
     "voc_palette",
     "write_mask",
 ]
 
+LARGE = 89_478_485
+"""Pixels above which an image is large: as many as Pillow warns of, a quarter of a GiB in RGB."""
+
+PIXELS_PER_BYTE = 200
+"""A large image with more pixels for each byte of its file is a decompression bomb. Photographs
+of PASCAL VOC have 2 to 84; a blank page takes JPEG about 100, and deflate can reach 1,000."""
+
+_LIMIT = threading.Lock()
 _ORIENTATION = 0x0112
 _ROWS = 256  # that are taken over from Pillow at a time
 _TURNS = {
@@ -77,7 +85,7 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
     if max_side is not None and max_side < 1:
         raise ValueError(f"max_side must be positive, got {max_side}")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return decode(image, max_side=max_side)
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
@@ -96,8 +104,8 @@ def read_large_image(path: str | Path) -> np.ndarray:
         UserError: The file is missing, truncated or not an image.
     """
     try:
-        with unlimited(), Image.open(path) as image:
-            turn = _TURNS.get(orientation(image))
+        with open_image(path) as image:
+            turn = orientation(image)
             if image.mode == "F":  # its range is that of the whole image
                 return decode(image)
             image.load()
@@ -108,42 +116,50 @@ def read_large_image(path: str | Path) -> np.ndarray:
                 pixels[top:below] = np.asarray(_to_rgb(image.crop((0, top, width, below))))
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
-    return pixels if turn is None else _turned(pixels, turn)
+    return turned(pixels, turn)
 
 
-def _turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
-    """A view of (H, W, 3) that is turned as Pillow's ``transpose`` turns."""
-    swapped = pixels.swapaxes(0, 1)
-    return {
-        Image.Transpose.FLIP_LEFT_RIGHT: pixels[:, ::-1],
-        Image.Transpose.ROTATE_180: pixels[::-1, ::-1],
-        Image.Transpose.FLIP_TOP_BOTTOM: pixels[::-1],
-        Image.Transpose.TRANSPOSE: swapped,
-        Image.Transpose.ROTATE_270: swapped[:, ::-1],
-        Image.Transpose.TRANSVERSE: swapped[::-1, ::-1],
-        Image.Transpose.ROTATE_90: swapped[::-1],
-    }[turn]
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """The image as Pillow opens it, not decoded, under a limit of the project's own.
 
+    Pillow refuses every image of more than 179 million pixels, and a microscope's 20,000 x 20,000
+    is no attack. Here an image is refused where it declares more than :data:`LARGE` pixels *and*
+    more than :data:`PIXELS_PER_BYTE` of them for each byte of its file.
 
-@contextmanager
-def unlimited() -> Iterator[None]:
-    """Lifts Pillow's limit on the pixels of an image, for work that was asked to take any size.
-
-    The limit is one for the whole process, and comes back afterwards.
+    Raises:
+        Image.DecompressionBombError: It is refused. Nothing of it was decoded.
+        OSError: And all of ``DECODE_ERRORS``, as ``Image.open``.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    if isinstance(source, str | Path):
+        length = os.stat(source).st_size
+    else:
+        length = source.seek(0, os.SEEK_END)
+        source.seek(0)
+    if length * PIXELS_PER_BYTE < LARGE:
+        image = Image.open(source)
+    else:
+        with _LIMIT:  # the limit is Pillow's global variable
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(source)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    pixels = image.width * image.height
+    if pixels > max(LARGE, length * PIXELS_PER_BYTE):
+        image.close()
+        raise Image.DecompressionBombError(
+            f"it declares {image.width:,} x {image.height:,} pixels in {length:,} bytes, as a "
+            "decompression bomb does"
+        )
+    return image
 
 
-def decode(image: Image.Image, *, max_side: int | None = None) -> np.ndarray:
-    """Like :func:`read_image`, for an image that Pillow has opened but not yet decoded.
+def decode(image: Image.Image, *, max_side: int | None = None, turn: bool = True) -> np.ndarray:
+    """Like :func:`read_image`, for an image that has been opened but not yet decoded.
 
-    Raises whatever Pillow's decoder raises.
+    Without ``turn``, the EXIF orientation is not applied. Raises whatever Pillow's decoder raises.
     """
-    turn = _TURNS.get(orientation(image))
+    rotation = _TURNS.get(orientation(image)) if turn else None
     target = _reduced(image.size, max_side)
     if target != image.size:
         # Twice the target keeps the antialiased resize in charge of the quality.
@@ -152,7 +168,22 @@ def decode(image: Image.Image, *, max_side: int | None = None) -> np.ndarray:
     if rgb.size != target:
         pixels = cv2.resize(np.asarray(rgb), target, interpolation=cv2.INTER_AREA)
         rgb = Image.fromarray(pixels)
-    return np.array(rgb.transpose(turn) if turn is not None else rgb)
+    return np.array(rgb.transpose(rotation) if rotation is not None else rgb)
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) or (H, W, 3) pixels after an EXIF orientation of 1 to 8: a view of them."""
+    swapped = pixels.swapaxes(0, 1)
+    views = {
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: swapped,
+        6: swapped[:, ::-1],
+        7: swapped[::-1, ::-1],
+        8: swapped[::-1],
+    }
+    return views.get(orientation, pixels)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -162,7 +193,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UserError: The file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return oriented_size(image)
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
@@ -217,7 +248,7 @@ def read_mask(source: str | Path | BinaryIO, *, name: str | Path | None = None) 
     """
     where = name if name is not None else source
     try:
-        with Image.open(source) as image:
+        with open_image(source) as image:
             kind, mode, ids = image.format, image.mode, np.array(image)
     except DECODE_ERRORS as error:
         raise UserError(

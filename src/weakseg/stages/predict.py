@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import Bar
-from weakseg.data.images import image_size, read_large_image, unlimited, write_mask
+from weakseg.data.images import image_size, read_large_image, write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import sample_id, scan
 from weakseg.errors import UserError
@@ -76,15 +75,14 @@ def predict_images(
         tile=config.tile,
         crf=config.crf,
     )
-    with nullcontext() if config.tile is None else unlimited():
-        large = [s for s in samples if config.tile and max(image_size(s.image)) > config.tile]
-        apart = {s.id for s in large}
-        others = tuple(s for s in samples if s.id not in apart)
-        if others:
-            _predict_groups(predictor, others, folder, config, resume)
-        for sample in large:
-            if not (resume and (folder / f"{sample.id}.png").exists()):
-                _predict_large(predictor, sample, folder)
+    large = [s for s in samples if config.tile and max(image_size(s.image)) > config.tile]
+    apart = {s.id for s in large}
+    others = tuple(s for s in samples if s.id not in apart)
+    if others:
+        _predict_groups(predictor, others, folder, config, resume)
+    for sample in large:
+        if not (resume and (folder / f"{sample.id}.png").exists()):
+            _predict_large(predictor, sample, folder)
 
 
 def _predict_groups(
