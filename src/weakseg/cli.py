@@ -97,6 +97,7 @@ def check(
     classes: Path | None = None,
     untagged: Untagged = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    page: Annotated[Path | None, Parameter(name="--report")] = None,
     sets: Sets = (),
 ) -> None:
     """Report every problem of the data before training. Exits with 2 if there are errors.
@@ -108,6 +109,7 @@ def check(
         classes: Text file with one class name in each line.
         untagged: What to do with images that have no tags.
         as_json: Print the findings as JSON.
+        page: HTML file to write, with the findings and charts of the collection.
     """
     from weakseg.stages.check import collect, inspect
 
@@ -121,6 +123,13 @@ def check(
             console.print(f"[dim]{escape(note)}[/dim]")
         console.print(report.class_table())
         console.print(report.table() if report.problems else "no problems found")
+    if page is not None:
+        from weakseg.report.portrait import write_check_page
+
+        if page.is_dir() or page.suffix.lower() not in (".html", ".htm"):
+            raise UserError("is no name of a page", where=page, mend="end it in .html")
+        write_check_page(report, page)
+        console.print(f"report  {escape(str(page))}")
     if report.errors:
         raise SystemExit(2)
 

@@ -19,7 +19,7 @@ from weakseg.recipe import load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 
 SURFACE = {
-    "check": {"--masks", "--classes", "--untagged", "--json", "--set"},
+    "check": {"--masks", "--classes", "--untagged", "--json", "--report", "--set"},
     "demo": {"--out", "--set"},
     "doctor": set(),
     "evaluate": {"--boxes", "--set"},
@@ -321,3 +321,11 @@ def test_methods_lists_cards_and_recipes(capsys):
     assert "pamr" in printed and "crf" in printed
     assert "edgepredictmix" in printed and "recurseed+<mix>" in printed
     assert "acr+vit" in printed and "classifier: mctformer" in printed
+
+
+def test_check_writes_a_page(photos, tmp_path):
+    page = tmp_path / "out" / "check.html"
+    _call("check", photos, tmp_path / "labels.csv", "--report", page)
+    assert "Images of each class" in page.read_text()
+    with pytest.raises(UserError, match="no name of a page"):
+        _call("check", photos, tmp_path / "labels.csv", "--report", tmp_path / "out")

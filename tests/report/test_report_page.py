@@ -69,7 +69,7 @@ def test_a_complete_run_has_every_section(bench: Workbench) -> None:
         assert number in page.text
     # 10 rows of image, scores, mask, overlay, segmenter, truth; 2 worst cases of 3
     assert page.tags["img"] == 10 * 6 + 2 * 3
-    assert page.tags["svg"] == 6
+    assert page.tags["svg"] == 9
 
 
 def test_it_needs_nothing_but_itself(bench: Workbench) -> None:

@@ -183,6 +183,8 @@ class CheckReport:
         images_per_split: Split -> images.
         images_per_class: Split -> class -> images.
         negatives: Split -> images that are confirmed to show no class.
+        tags_per_image: Split -> number of its images with 0, 1, 2, ... tags; those that nobody
+            has tagged are left out.
         cooccurrence: (K, K) int64, images of all splits with both classes; the diagonal counts
             each class.
     """
@@ -196,6 +198,7 @@ class CheckReport:
     images_per_split: dict[str, int]
     images_per_class: dict[str, dict[str, int]]
     negatives: dict[str, int]
+    tags_per_image: dict[str, list[int]]
     cooccurrence: np.ndarray
 
     @property
@@ -229,6 +232,7 @@ class CheckReport:
             "images_per_split": dict(self.images_per_split),
             "images_per_class": {k: dict(v) for k, v in self.images_per_class.items()},
             "negatives": dict(self.negatives),
+            "tags_per_image": {k: list(v) for k, v in self.tags_per_image.items()},
             "cooccurrence": self.cooccurrence.tolist(),
         }
 
@@ -310,6 +314,12 @@ def check(
             split: sum(s.tags == () for s in samples if s.split == split)
             for split in collection.splits
         },
+        tags_per_image={
+            split: _histogram(
+                [len(set(s.tags)) for s in samples if s.split == split and s.tags is not None]
+            )
+            for split in collection.splits
+        },
         cooccurrence=counts.T @ counts,
     )
 
@@ -386,6 +396,10 @@ def _per_class(collection: Collection, counts: np.ndarray) -> dict[str, dict[str
         }
         for split in collection.splits
     }
+
+
+def _histogram(numbers: Sequence[int]) -> list[int]:
+    return np.bincount(np.array(numbers, dtype=np.int64)).tolist()
 
 
 def _shown(items: Sequence[str]) -> str:

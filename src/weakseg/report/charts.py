@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from markupsafe import Markup, escape
 
-__all__ = ["Mark", "Series", "histogram", "line_chart", "round_ticks"]
+__all__ = [
+    "Chart",
+    "Mark",
+    "Series",
+    "bar_chart",
+    "bubble_chart",
+    "histogram",
+    "line_chart",
+    "matrix_chart",
+    "round_ticks",
+]
 
 COLOURS = 6
 """Number of series colours that the style sheet knows."""
@@ -21,7 +31,20 @@ COLOURS = 6
 _WIDTH = 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 20.0, 30.0, 44.0
 _LETTER = 7.5  # about the width of a letter of a mark's label
+_NAME = 18  # letters of a name beside a matrix
 _STRIPS = 120  # places of a chart that answer to hovering
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its title, legend (name, number of the colour) and a sentence."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, int]] = field(default_factory=list)
+    note: str = ""
+    oracle: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +139,154 @@ def histogram(
     return frame.svg(parts, f"{y_label} over {x_label}")
 
 
+def bar_chart(
+    names: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    height: float = 250.0,
+) -> Markup:
+    """Groups of bars of shares, one group for each name, one bar in it for each series.
+
+    Args:
+        names: What stands below each group.
+        series: Name and one share in [0, 1] for each group.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        height: In units of the picture, which is 460 wide.
+    """
+    top = max((value for _, values in series for value in values), default=0.0)
+    if not names or not top:
+        return Markup("")
+    frame = _Frame((0.0, len(names)), (0.0, 1.12 * top), height, percent=True)
+    parts = [frame.axes(x_label, y_label, x_ticks=[(i + 0.5, n) for i, n in enumerate(names)])]
+    width = (frame.right - frame.left) / len(names) * 0.8 / len(series)
+    for i, name in enumerate(names):
+        left = frame.x(i + 0.1)
+        for k, (_, values) in enumerate(series):
+            at = frame.y(values[i])
+            parts.append(
+                Markup('<rect class="f{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+                    k % COLOURS, _n(left + k * width), _n(at), _n(width), _n(frame.bottom - at)
+                )
+            )
+        lines = [f"{s}: {frame.y_text(values[i])}" for s, values in series]
+        parts.append(frame.strip(frame.x(i), frame.x(i + 1), [f"{x_label} {name}", *lines]))
+    return frame.svg(parts, f"{y_label} over {x_label}")
+
+
+def bubble_chart(
+    bubbles: Sequence[tuple[float, float, int]],
+    *,
+    x_label: str,
+    y_label: str,
+    unit: str,
+    ends: tuple[float, float],
+    height: float = 250.0,
+) -> Markup:
+    """Discs at (x, y) whose area grows with a count; what lies beyond the ends is at the edge.
+
+    Args:
+        bubbles: (x, y, count).
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        unit: What is counted.
+        ends: Largest x and y of the axes, which start at 0.
+        height: In units of the picture, which is 460 wide.
+    """
+    total = sum(count for *_, count in bubbles)
+    if not total:
+        return Markup("")
+    frame = _Frame((0.0, ends[0]), (0.0, ends[1]), height, percent=False)
+    parts = [frame.axes(x_label, y_label)]
+    for x, y, count in sorted(bubbles, key=lambda b: -b[2]):  # small discs above large ones
+        parts.append(
+            Markup(
+                '<circle class="bubble" cx="{}" cy="{}" r="{}"><title>{} × {}: {} {}</title></circle>'
+            ).format(
+                _n(frame.x(x)),
+                _n(frame.y(y)),
+                _n(1.5 + 10 * math.sqrt(count / total)),
+                f"{x:.0f}",
+                f"{y:.0f}",
+                f"{count:,}",
+                unit,
+            )
+        )
+    return frame.svg(parts, f"{y_label} over {x_label}")
+
+
+def matrix_chart(
+    names: Sequence[str], counts: Sequence[Sequence[float]], *, verb: str, unit: str
+) -> Markup:
+    """A square of cells; each as dark as the share of its row's diagonal that it holds.
+
+    Args:
+        names: Of rows and columns.
+        counts: (K, K); the diagonal holds the totals of the rows.
+        verb: What a row does to a column, such as ``with``.
+        unit: What is counted.
+
+    Returns:
+        SVG whose width in units grows with K, so that names stay readable: it needs 460 pixels
+        for 20 classes and 1,100 for 80.
+    """
+    if not names:
+        return Markup("")
+    cell, letter = 13.0, 5.9
+    margin = 10 + letter * min(max(map(len, names)), _NAME)
+    side = margin + cell * len(names)
+    parts = []
+    for i, name in enumerate(names):
+        middle = margin + cell * (i + 0.5)
+        shown = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+        parts.append(_text(margin - 5, middle + 3.5, shown, "end", "small"))
+        parts.append(
+            Markup('<text class="small" transform="translate({} {}) rotate(-90)">{}</text>').format(
+                _n(middle + 3.5), _n(margin - 5), shown
+            )
+        )
+        parts.append(
+            Markup('<rect class="none" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(
+                _n(margin + cell * i), _n(cell)
+            )
+        )
+        for j, other in enumerate(names):
+            share = counts[i][j] / counts[i][i] if counts[i][i] and i != j else 0.0
+            if share >= 0.005:
+                words = f"{name} {verb} {other}: {counts[i][j]:,.0f} of {counts[i][i]:,.0f} {unit}"
+                parts.append(
+                    Markup(
+                        '<rect class="cell" x="{}" y="{}" width="{}" height="{}" '
+                        'fill-opacity="{}"><title>{} ({})</title></rect>'
+                    ).format(
+                        _n(margin + cell * j),
+                        _n(margin + cell * i),
+                        _n(cell),
+                        _n(cell),
+                        # A square root: most shares are small, and 3 % should be seen.
+                        f"{min(1.0, share) ** 0.5:.2f}",
+                        words,
+                        f"{100 * share:.0f} %",
+                    )
+                )
+    parts.append(
+        Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(
+            _n(margin), _n(cell * len(names))
+        )
+    )
+    return Markup(
+        '<svg class="plot matrix" viewBox="0 0 {0} {0}" style="max-width:{1}px" role="img" '
+        'aria-label="{2}">{3}</svg>'
+    ).format(
+        _n(side + 1), round(1.25 * side), f"shares of {unit} {verb} others", Markup("").join(parts)
+    )
+
+
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers (1, 2, 2.5 or 5 times a power of ten) in [low, high]."""
-    if not high > low:
+    if not high - low > 1e-300:  # denormal steps have no logarithm
         return [low]
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -158,7 +326,9 @@ class _Frame:
     def y_text(self, value: float) -> str:
         return f"{100 * value:.4g} %" if self.percent else f"{value:.4g}"
 
-    def axes(self, x_label: str, y_label: str) -> Markup:
+    def axes(
+        self, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None = None
+    ) -> Markup:
         parts = []
         for value in round_ticks(self.y_low, self.y_high, max(2, int(self.height // 55))):
             at = _n(self.y(value))
@@ -168,8 +338,10 @@ class _Frame:
                 )
                 + _text(self.left - 7, self.y(value) + 4, _tick(value, self.percent), "end")
             )
-        for value in round_ticks(self.x_low, self.x_high):
-            parts.append(_text(self.x(value), self.bottom + 17, _tick(value, False), "middle"))
+        if x_ticks is None:
+            x_ticks = [(v, _tick(v, False)) for v in round_ticks(self.x_low, self.x_high)]
+        for value, text in x_ticks:
+            parts.append(_text(self.x(value), self.bottom + 17, text, "middle"))
         parts.append(
             Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
                 _n(self.left), _n(self.right), _n(self.bottom), _n(self.bottom)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,8 +17,8 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.files import atomic_path
 from weakseg.recipe import Recipe
 from weakseg.report import words
-from weakseg.report.charts import COLOURS, Mark, Series, histogram, line_chart
-from weakseg.report.facts import Facts, Score, entries, gather, number
+from weakseg.report.charts import COLOURS, Chart, Mark, Series, histogram, line_chart
+from weakseg.report.facts import Facts, Score, gather, number
 from weakseg.report.pictures import (
     HEAT_STOPS,
     Picture,
@@ -31,14 +30,13 @@ from weakseg.report.pictures import (
     photo,
     thumbnail,
 )
+from weakseg.report.portrait import class_bars, portrait, problem_rows, size_words
 from weakseg.runfolder import STAGES, RunFolder
 
-__all__ = ["write_report"]
+__all__ = ["render", "write_report"]
 
 _SHOWN = 10  # images in the grid
 _WORST = 8  # images in each list of worst cases
-_BARS = 60  # classes in the chart of the data
-_ITEMS = 8  # items of one problem
 
 _SECTIONS = {
     "shows": "What this shows",
@@ -74,11 +72,16 @@ def write_report(run: RunFolder, collection: Collection, recipe: Recipe) -> Path
     """
     context = _context(gather(run, collection, recipe))
     context["sections"] = {id: title for id, title in _SECTIONS.items() if context.get(id, True)}
-    html = _environment().get_template("template.html.j2").render(context)
+    html = render("template.html.j2", context)
     with atomic_path(run.report_file) as temporary:
         # File names need not be valid UTF-8.
         temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
     return run.report_file
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """One of the room's templates as HTML; all that it shows is escaped."""
+    return _environment().get_template(template).render(context)
 
 
 @cache
@@ -95,6 +98,7 @@ def _environment() -> Environment:
 
 
 def _context(facts: Facts) -> dict[str, Any]:
+    bars, hidden = class_bars(facts.collection.classes, _class_counts(facts))
     return {
         "facts": facts,
         "status": words.status(facts),
@@ -104,10 +108,11 @@ def _context(facts: Facts) -> dict[str, Any]:
         "tiles": list(_tiles(facts)),
         "chips": _chips(facts),
         "splits": _splits(facts),
-        "bars": _class_bars(facts),
-        "hidden_bars": max(0, len(facts.collection.classes) - _BARS),
-        "sizes": _sizes(facts),
-        "problems": list(_problems(facts)),
+        "bars": bars,
+        "hidden_bars": hidden,
+        "sizes": size_words(facts.check),
+        "problems": problem_rows(facts.check),
+        "portrait": portrait(facts.check),
         "columns": _COLUMNS,
         "pictures": _picture_grid(facts),
         "heat_stops": HEAT_STOPS,
@@ -200,59 +205,12 @@ def _splits(facts: Facts) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-@dataclass(frozen=True)
-class ClassBar:
-    """Images of a class by split, with the share of the longest bar."""
-
-    name: str
-    counts: list[tuple[str, int, float]]
-
-
-def _class_bars(facts: Facts) -> list[ClassBar]:
-    """All classes in order; where there are very many, those with the fewest images."""
+def _class_counts(facts: Facts) -> dict[str, dict[str, int]]:
+    """Split -> class -> images, whether or not the check has run."""
     counts = {split: Counter[str]() for split in facts.collection.splits}
     for sample in facts.collection:
         counts[sample.split].update(set(sample.tags or ()))
-    longest = max((n for c in counts.values() for n in c.values()), default=0) or 1
-    names = list(facts.collection.classes)
-    if len(names) > _BARS:
-        names = sorted(names, key=lambda name: sum(c[name] for c in counts.values()))[:_BARS]
-    return [
-        ClassBar(name, [(s, c[name], round(c[name] / longest, 4)) for s, c in counts.items()])
-        for name in names
-    ]
-
-
-def _sizes(facts: Facts) -> str:
-    sizes = facts.check.get("sizes")
-    known = [s for s in sizes.values() if _is_size(s)] if isinstance(sizes, dict) else []
-    if not known:
-        return ""
-    heights, widths = [h for h, _ in known], [w for _, w in known]
-    if min(heights) == max(heights) and min(widths) == max(widths):
-        return f"all images are {widths[0]} × {heights[0]} pixels"
-    return (
-        f"images are {min(widths)} to {max(widths)} pixels wide and {min(heights)} to "
-        f"{max(heights)} high, typically {median(widths):.0f} × {median(heights):.0f}"
-    )
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)
-
-
-def _problems(facts: Facts) -> Iterator[dict[str, Any]]:
-    for problem in entries(facts.check, "problems"):
-        if not isinstance(problem, dict):
-            continue
-        items = [str(item) for item in entries(problem, "items")]
-        yield {
-            "severity": str(problem.get("severity", "warning")),
-            "message": str(problem.get("message", "")),
-            "mend": str(problem.get("mend", "")),
-            "items": items[:_ITEMS],
-            "more": max(0, len(items) - _ITEMS),
-        }
+    return {split: dict(counter) for split, counter in counts.items()}
 
 
 # --- pictures -------------------------------------------------------------------------------
@@ -355,17 +313,6 @@ def _uncertain(facts: Facts) -> PictureGrid | None:
 
 
 # --- charts ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its title, legend and a sentence."""
-
-    title: str
-    svg: Markup
-    legend: list[tuple[str, int]] = field(default_factory=list)
-    note: str = ""
-    oracle: bool = False
 
 
 def _threshold_charts(facts: Facts) -> Iterator[Chart]:
