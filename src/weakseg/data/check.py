@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weakseg.data.check_files import ASPECT, TINY, Look, look_at
-from weakseg.data.check_tags import FEW, check_tags, known_tags
+from weakseg.data.check_tags import FEW, MOST_CLASSES, check_tags, known_tags
 from weakseg.data.duplicates import near_copies
 from weakseg.data.images import LARGE, PIXELS_PER_BYTE
 from weakseg.data.samples import Collection, Sample
@@ -53,6 +53,11 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     ),
     "untagged": ("error", "images that nobody has tagged", UNTAGGED_MEND),
     "unknown-tag": ("error", "tags that are not in the class list", "add them or correct them"),
+    "too-many-classes": (
+        "error",
+        f"classes beyond the {MOST_CLASSES} that masks can tell apart (ids are 8 bits, 255 is unsure)",
+        "join classes, or leave some out",
+    ),
     "no-negatives": (
         "error",
         "classes present in every train image, so that nothing tells them from the background",
@@ -186,7 +191,7 @@ class CheckReport:
         tags_per_image: Split -> number of its images with 0, 1, 2, ... tags; those that nobody
             has tagged are left out.
         cooccurrence: (K, K) int64, images of all splits with both classes; the diagonal counts
-            each class.
+            each class. (0, 0) where there are more classes than masks can hold.
     """
 
     name: str
@@ -299,6 +304,8 @@ def check(
     for code, item in check_tags(collection, train):
         ledger.add(code, *([] if item is None else [item]))
     _check_mask_cover(samples, ledger)
+    for name in collection.classes[MOST_CLASSES:]:
+        ledger.add("too-many-classes", name)
     matrix = known_tags(collection)
     counts = matrix.astype(np.int64)
     return CheckReport(
@@ -320,7 +327,7 @@ def check(
             )
             for split in collection.splits
         },
-        cooccurrence=counts.T @ counts,
+        cooccurrence=_cooccurrence(counts),
     )
 
 
@@ -396,6 +403,12 @@ def _per_class(collection: Collection, counts: np.ndarray) -> dict[str, dict[str
         }
         for split in collection.splits
     }
+
+
+def _cooccurrence(counts: np.ndarray) -> np.ndarray:
+    if counts.shape[1] > MOST_CLASSES:  # by mistake, and the square of many classes is huge
+        return np.zeros((0, 0), dtype=np.int64)
+    return counts.T @ counts
 
 
 def _histogram(numbers: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import stat
@@ -76,10 +77,11 @@ def _content(path: Path, look: Look, missing: str, unreadable: str) -> bytes | N
         if stat.S_ISREG(path.stat().st_mode):
             return path.read_bytes()
         look.codes.append(unreadable)
-    except FileNotFoundError:
+    except OSError as error:
+        absent = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+        look.codes.append(missing if absent else unreadable)
+    except ValueError:  # no file can have a name with a NUL
         look.codes.append(missing)
-    except (OSError, ValueError):  # a name with a NUL is a ValueError
-        look.codes.append(unreadable)
     return None
 
 

@@ -12,10 +12,13 @@ import numpy as np
 
 from weakseg.data.samples import Collection
 
-__all__ = ["FEW", "check_tags", "known_tags"]
+__all__ = ["FEW", "MOST_CLASSES", "check_tags", "known_tags"]
 
 FEW = 5
 """Train images of a class below which nothing is learnt from it."""
+
+MOST_CLASSES = 254
+"""As many as the ids of an 8-bit mask tell apart, less 0 for background and 255 for unsure."""
 
 _TOGETHER = 0.9  # share of a class's images that show one other class too
 _ALONE = 0.02  # share of a class's images that show it alone
@@ -33,7 +36,8 @@ def check_tags(collection: Collection, train: Sequence[str]) -> Found:
     """
     yield from _spellings(collection)
     yield from _balance(collection, train)
-    yield from _companions(collection.split(*train))
+    if len(collection.classes) <= MOST_CLASSES:
+        yield from _companions(collection.split(*train))
 
 
 def _spellings(collection: Collection) -> Found:

@@ -34,6 +34,7 @@ from weakseg.data.sources import (
     natural_key,
     read_options,
     require_folder,
+    require_plain_names,
     sample_id,
     scan,
     settle_untagged,
@@ -258,6 +259,7 @@ def _check_tags(samples: Iterable[Sample], classes: Sequence[str], root: Path) -
             mend="leave these images without a tag and say 'untagged: negative' "
             "(--untagged negative)",
         )
+    require_plain_names(sorted(tags), root)
     unknown = sorted(tags - set(classes))
     if unknown:
         raise UserError(

@@ -136,7 +136,7 @@ class Collection:
             try:
                 stat = os.stat(s.image)
                 stamp = (stat.st_size, stat.st_mtime_ns)
-            except (OSError, ValueError):  # the check reports it
+            except (OSError, ValueError):  # missing, or a name that no file can have
                 stamp = (0, 0)
             digest.update(repr((s.id, s.tags, s.split, stamp)).encode())
         return digest.hexdigest()

@@ -47,10 +47,12 @@ __all__ = [
     "check_untagged",
     "class_list",
     "count",
+    "has_controls",
     "locate",
     "natural_key",
     "read_options",
     "require_folder",
+    "require_plain_names",
     "sample_id",
     "scan",
     "settle_untagged",
@@ -173,7 +175,19 @@ def class_list(
     if not names or not all(names) or twice:
         what = f"class names stand twice: {', '.join(twice)}" if twice else "a class has no name"
         raise UserError(what, where=where, mend="list each class once, in the order of mask ids")
+    require_plain_names(names, where)
     return tuple(names), notes
+
+
+def require_plain_names(names: Iterable[str], where: object) -> None:
+    """Raises a UserError where the name of a class holds control characters."""
+    odd = next((name for name in names if has_controls(name)), None)
+    if odd is not None:
+        raise UserError(
+            f"the class name {odd!r:.80} holds a line break or another control character",
+            where=where,
+            mend="give the class a name of one line",
+        )
 
 
 # --- names ----------------------------------------------------------------------------------
@@ -182,6 +196,11 @@ def class_list(
 def tidy(text: str) -> str:
     """Text without surrounding blanks, in the Unicode form that compares equal across systems."""
     return unicodedata.normalize("NFC", text).strip()
+
+
+def has_controls(text: str) -> bool:
+    """Whether a name holds line breaks, NUL or other control characters."""
+    return any(unicodedata.category(letter) == "Cc" for letter in text)
 
 
 @lru_cache(maxsize=4096)
@@ -250,7 +269,7 @@ def scan(
             for entry in sorted(entries, key=lambda e: e.name):
                 if entry.name.startswith((".", "__MACOSX")):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
                 elif os.path.splitext(entry.name)[1].lower() in suffixes:
                     found.append(prefix + entry.name)
@@ -262,6 +281,13 @@ def cache_folder() -> Path:
     own = os.environ.get("WEAKSEG_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return (Path(own) if own else Path(home) / "weakseg").expanduser()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

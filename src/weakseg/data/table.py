@@ -26,6 +26,7 @@ from weakseg.data.sources import (
     Untagged,
     check_untagged,
     count,
+    has_controls,
     is_split_word,
     natural_key,
     split_name,
@@ -405,10 +406,19 @@ def _layout(records: list[list[str]], path: Path, classes: Sequence[str] | None)
             where=path,
             mend="name the columns 'image' and 'labels' in the first row",
         )
+    twice = sorted(
+        {header[i] for i in (image, labels, split) if i is not None and header.count(header[i]) > 1}
+    )
+    if twice:
+        raise UserError(
+            f"two columns have the name {twice[0]!r}",
+            where=path,
+            mend="keep one of them, or give them different names",
+        )
     if labels is not None:
         note = f"images are named in column '{header[image]}', tags in column '{header[labels]}'."
         return _Layout(header, image, labels, split, (), 1, (note,))
-    columns, notes = _one_hot_columns(records, header, {image, split}, classes)
+    columns, notes = _one_hot_columns(records, header, {image, split}, classes, path)
     if not columns:
         raise UserError(
             f"no column holds tags; the columns are: {', '.join(header)}",
@@ -423,12 +433,21 @@ def _one_hot_columns(
     header: tuple[str, ...],
     taken: set[int | None],
     classes: Sequence[str] | None,
+    path: Path,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     rest = [i for i, name in enumerate(header) if i not in taken and name]
     if classes is not None:
         columns = [i for i in rest if header[i] in set(classes)]
     else:
         columns = [i for i in rest if _is_one_hot(records, i)]
+    named = [header[i] for i in columns]
+    if len(set(named)) < len(named):
+        twice = next(name for name in named if named.count(name) > 1)
+        raise UserError(
+            f"two columns have the name {twice!r}",
+            where=path,
+            mend="give each class one column",
+        )
     others = [header[i] for i in rest if i not in columns]
     notes = [f"{count(len(columns), 'column')} of 0 and 1, one for each class."]
     if others:
@@ -534,6 +553,13 @@ def _validated(
         tags: tuple[str, ...] | None = tuple(dict.fromkeys(tag for tag in raw.cell if tag))
         if not name:
             problems.add(raw.row, "no image is named", "name the image file")
+        if any(has_controls(text) for text in (name, *(tags or ()))):
+            problems.add(
+                raw.row,
+                "a cell holds a line break or another control character",
+                "close every quote that is opened, and write names of one line",
+            )
+            continue
         if not tags:
             empty += 1
             tags = None if untagged == "drop" else ()
