@@ -16,7 +16,9 @@ __all__ = ["Frozen", "validate"]
 class Frozen(BaseModel):
     """Immutable settings; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Frozen)
@@ -47,7 +49,7 @@ def _line(config: type[BaseModel], error: Any, prefix: str) -> str:
         return f"{key}: unknown key; {suggest(location[-1], _fields(config, location[:-1]))}"
     if error["type"] == "missing":
         return f"{key}: is required"
-    return f"{key} = {error['input']!r}: {error['msg']}"
+    return f"{key} = {error['input']!r:.200}: {error['msg']}"
 
 
 def _fields(config: type[BaseModel], path: list[str]) -> list[str]:

@@ -453,8 +453,8 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
             mend=f"give a YAML file or a shipped recipe; {suggest(str(source), shipped)}",
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = _loaded(path.read_text(encoding="utf-8"))
+    except _NOT_YAML as error:
         raise UserError(
             f"is not readable YAML: {error}", where=path, mend="correct the syntax"
         ) from None
@@ -463,6 +463,37 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
     if not isinstance(values, dict):
         raise UserError("must hold keys and values", where=path, mend="see `weakseg init`")
     return values, path
+
+
+# ValueError: numbers of thousands of digits; bytes that are no UTF-8.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_NODES = 10_000
+
+
+def _loaded(text: str) -> Any:
+    """The value of a YAML document, in which no key stands twice and aliases stay small."""
+    _count(yaml.compose(text, Loader=yaml.SafeLoader), {}, set())
+    return yaml.safe_load(text)
+
+
+def _count(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> int:
+    """Nodes below a node once every alias is written out: few lines can stand for billions."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in above:
+        raise yaml.YAMLError(f"an alias stands inside its own anchor{node.start_mark}")
+    if id(node) not in known:
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                twice = next(key for key in keys if keys.count(key) > 1)
+                raise yaml.YAMLError(f"the key {twice!r} stands twice{node.start_mark}")
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count(part, known, above | {id(node)}) for part in inner)
+        if known[id(node)] > _NODES:
+            raise yaml.YAMLError(f"aliases stand for more than {_NODES:,} values{node.start_mark}")
+    return known[id(node)]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -482,8 +513,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parsed(text: str, assignment: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return _loaded(text)
+    except _NOT_YAML as error:
         raise UserError(
             f"the right side of {assignment!r} is not YAML: {str(error).splitlines()[0]}",
             where="--set",

@@ -314,9 +314,29 @@ def _alive(pid: int) -> bool:
 def read_record(folder: Path) -> StageRecord | None:
     """The record in a stage folder; ``None`` where there is none or it cannot be read."""
     try:
-        return StageRecord(**json.loads((folder / "stage.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        record = StageRecord(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    sound = (
+        isinstance(record.status, str)
+        and record.status in ("running", "done", "failed")
+        and all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items())
+    )
+    return record if sound else None
+
+
+_KINDS = {
+    "stage": str,
+    "fingerprint": str,
+    "inputs": dict,
+    "seed": int,
+    "seconds": int | float,
+    "starts": int,
+    "message": str,
+    "versions": dict,
+    "results": dict,
+}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -350,6 +370,15 @@ def mendable(error: BaseException, folder: Path) -> UserError | None:
         )
     if error.errno == errno.EACCES and os.path.isfile(where) and not os.access(where, os.R_OK):
         return UserError("may not be read", where=where, mend="change its permissions")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return UserError(
+            "a file stands where a folder is needed, or the other way round",
+            where=where,
+            mend="give another path, or move what stands there",
+        )
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        what = "too long" if error.errno == errno.ENAMETOOLONG else "a link that leads to itself"
+        return UserError(f"this name is {what}", where=where, mend="give another path")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(
             "cannot write here",

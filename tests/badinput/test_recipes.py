@@ -1,0 +1,99 @@
+"""Recipes: whatever a file claims to be, the command names the key or the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.badinput.conftest import Weakseg, listing
+from tests.badinput.corpus import World
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{k}: &{k} [{', '.join(9 * ['*' + chr(ord(k) - 1)])}]\n" for k in "bcdefghij"
+)
+NESTED = "a: " + "[" * 100_000
+
+RECIPES = {
+    "unknown_key": ("sead: 3", "did you mean 'seed'"),
+    "unknown_inner_key": ("train: {lrr: 1}", r"train\.lrr"),
+    "wrong_type": ("train: {steps: many}", r"train\.steps"),
+    "section_that_is_a_list": ("train: [1, 2]", "train"),
+    "top_that_is_a_list": ("- seed: 3", "keys and values"),
+    "top_that_is_text": ("hello", "keys and values"),
+    "key_that_is_a_number": ("3: 4", "3|keys"),
+    "key_that_is_a_list": ("? [a, b]\n: 4", "YAML|unhashable|keys"),
+    "key_that_is_nothing": ("~: 4", "None|null|keys"),
+    "infinite_rate": ("train: {lr: .inf}", r"train\.lr"),
+    "rate_that_is_no_number": ("train: {lr: .nan}", r"train\.lr"),
+    "negative_seed": ("seed: -1", "seed"),
+    "steps_without_end": ("train: {steps: 1" + "0" * 5000 + "}", "train.steps|YAML|integer"),
+    "scales_of_zero": ("seeds: {scales: [0]}", "scales"),
+    "scales_of_infinity": ("seeds: {scales: [.inf]}", "scales"),
+    "unknown_method": ("method: camm", "did you mean 'cam'"),
+    "method_without_a_name": ("method: {alpha: 3}", "name"),
+    "unknown_step": ("refine: [pamrr]", "pamr"),
+    "step_of_two": ("refine: [{pamr: {}, crf: {}}]", "step"),
+    "unknown_source": ("data: {source: imagenet}", "source"),
+    "unknown_option": ("data: {options: {colour: red}}", "colour"),
+    "root_with_nul": ('data: {root: "a\\0b"}', "root|a"),
+    "class_of_two_lines": ('data: {classes: ["do\\ng"]}', "line break"),
+    "anchors_that_explode": (BOMB, "unknown key|aliases|anchors"),
+    "anchor_in_a_circle": ("data: &d {options: *d}", "data|recursive|circle|anchor"),
+    "circle_under_an_option": ("data: {options: &o {x: *o}}", "data|circle|anchor"),
+    "python_object": ("seed: !!python/object/apply:os.system ['touch owned']", "YAML"),
+    "not_utf8": (b"data: {root: B\xe4r}", "YAML|UTF-8|utf-8"),
+    "nul_bytes": (b"seed: 1\0", "YAML"),
+    "tabs": ("train:\n\tlr: 3", "YAML"),
+    "open_quote": ('seed: "1', "YAML"),
+    "deep_nesting": (NESTED, "YAML|deep"),
+    "binary": (bytes(range(256)), "YAML"),
+    "two_documents": ("seed: 1\n---\nseed: 2", "YAML"),
+    "key_twice": ("seed: 1\nseed: 2", "twice|duplicate"),
+}
+
+
+OF_THE_METHOD = ("unknown_method", "unknown_step")
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipe(name: str, world: World, weakseg: Weakseg) -> None:
+    content, message = RECIPES[name]
+    file = world.root / "recipe.yaml"
+    if isinstance(content, str) and not content.startswith(("-", "hello", "data:", "a:")):
+        content += f"\ndata: {{root: '{world.images}', labels: '{world.table}'}}\n"
+    elif isinstance(content, str) and content.startswith(("data: {o", "data: {c")):
+        content = content.replace("data: {", f"data: {{root: '{world.images}', ")
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = listing(world.root)
+    # The check needs no torch, and reads all of a recipe but the method and the steps.
+    words = ("run", file, "--out", world.root / "out") if name in OF_THE_METHOD else ("check", file)
+    weakseg(*words).refused(message)
+    assert listing(world.root) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train.lr", "no assignment|not an assignment"),
+        ("=3", "unknown key|key"),
+        ("train.lr.x=3", "train.lr"),
+        ("seed.x=3", "seed|keys"),
+        ("train.lr=[", "YAML"),
+        ("train.lr=!!python/name:os.system", "YAML"),
+        ("..=1", "key"),
+        ("seed=\udcff", "seed|YAML"),
+    ],
+)
+def test_assignment(words: str, message: str, world: World, weakseg: Weakseg) -> None:
+    before = listing(world.root)
+    weakseg("check", world.images, world.table, "--set", words).refused(message)
+    assert listing(world.root) == before
+
+
+def test_a_recipe_that_is_a_folder_or_missing(world: World, weakseg: Weakseg) -> None:
+    folder = world.root / "x.yaml"
+    folder.mkdir()
+    weakseg("check", folder).refused("no recipe")
+    weakseg("check", world.root / "y.yaml").refused("no recipe")
+    weakseg("run", world.images, "--recipe", Path("..") / "x").refused("no recipe")
