@@ -7,6 +7,7 @@ on: EXIF rotation applied, any mode turned into 8-bit RGB.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import threading
 from pathlib import Path
@@ -131,7 +132,10 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         OSError: And all of ``DECODE_ERRORS``, as ``Image.open``.
     """
     if isinstance(source, str | Path):
-        length = os.stat(source).st_size
+        found = os.stat(source)
+        if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
+            raise OSError("it is no file")
+        length = found.st_size
     else:
         length = source.seek(0, os.SEEK_END)
         source.seek(0)

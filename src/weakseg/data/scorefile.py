@@ -27,6 +27,10 @@ __all__ = ["ScoreFile", "read_scores", "write_scores"]
 _HEADERS = threading.Lock()
 
 
+_BYTES = 2**29  # of the arrays of a file: 20 classes of an image of 12 megapixels take a half
+_PIXELS = 2**33  # of an image
+
+
 @dataclass(frozen=True)
 class ScoreFile:
     """Score maps of one image.
@@ -111,15 +115,19 @@ def read_scores(path: Path) -> ScoreFile:
     try:
         file = _read_arrays(path)
         scores = file["scores"]
+        if scores.dtype.kind not in "uf":
+            raise ValueError(f"scores are {scores.dtype}")
         scale = np.float32(1 / 255) if scores.dtype == np.uint8 else np.float32(1)
         height, width = (int(side) for side in file["size"])
-        return ScoreFile(
+        found = ScoreFile(
             file["classes"],
             scores.astype(np.float32) * scale,
             int(file["stride"]),
             (height, width),
             file["probabilities"].astype(np.float32) if "probabilities" in file else None,
         )
+        _check(found)
+        return found
     except Exception as error:  # zipfile, zlib and numpy raise many kinds on a damaged file
         raise UserError(
             f"is not a readable score file ({error})",
@@ -128,9 +136,28 @@ def read_scores(path: Path) -> ScoreFile:
         ) from None
 
 
+def _check(found: ScoreFile) -> None:
+    """Raises a ValueError where the arrays cannot be score maps of one image."""
+    ids, maps = found.classes, found.scores
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or maps.ndim != 3 or len(maps) != len(ids):
+        raise ValueError(f"classes {ids.shape} {ids.dtype} do not fit scores {maps.shape}")
+    if len(ids) and (ids[0] < 0 or ids[-1] > 254 or (np.diff(ids.astype(np.int64)) <= 0).any()):
+        raise ValueError("the classes are no increasing ids of 0 to 254")
+    height, width = found.size
+    if min(*maps.shape[1:], height, width, found.stride) < 1 or height * width > _PIXELS:
+        raise ValueError(f"maps of {maps.shape[1:]} for an image of {height} x {width}")
+    if not (np.isfinite(maps).all() and maps.min(initial=0) >= 0 and maps.max(initial=0) <= 1.001):
+        raise ValueError("scores are not in [0, 1]")
+    if found.probabilities is not None and not np.isfinite(found.probabilities).all():
+        raise ValueError("probabilities are not finite")
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, as ``np.load`` gives them, safe in any number of threads."""
     with zipfile.ZipFile(path) as file:
+        declared = sum(entry.file_size for entry in file.infolist())
+        if declared > _BYTES:
+            raise ValueError(f"it unpacks to {declared:,} bytes")
         members = {name: file.read(name) for name in file.namelist()}
     with _HEADERS:
         return {

@@ -8,8 +8,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +44,55 @@ __all__ = ["Model", "find_model", "initialise", "load", "read_weights", "save"]
 _FORMAT = 1
 _NETWORK = ("task", "backbone", "method", "decoder")
 _KEYS = ("task", "backbone", "classes", "preprocessing", "inference", "details")
+
+_Three = tuple[float, float, float]
+
+
+class _Part(BaseModel):
+    """A part of ``config.json``; keys that it does not know are of later versions."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class _Preprocessing(_Part):
+    mean: _Three
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class _Inference(_Part):
+    scales: tuple[PositiveFloat, ...] = Field(min_length=1)
+    flip: StrictBool
+    max_side: PositiveInt | None
+    tile: PositiveInt | None = None  # older folders do not say
+    crf: Literal["soft", "label", "deeplab"] | None = None
+    head: str | None
+    threshold: float | None
+
+
+class _Decoder(_Part):
+    channels: PositiveInt
+    dilations: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class _Config(_Part):
+    """What :func:`load` takes from ``config.json``, with its types."""
+
+    task: Literal["method", "segmenter"]
+    backbone: dict[str, Any]
+    classes: tuple[str, ...] = Field(min_length=1, max_length=254)
+    preprocessing: _Preprocessing
+    inference: _Inference
+    details: dict[str, Any]
+    method: dict[str, Any] | None = None
+    decoder: _Decoder | None = None
+
+    @model_validator(mode="after")
+    def _has_its_network(self) -> _Config:
+        if (self.method if self.task == "method" else self.decoder) is None:
+            raise ValueError(
+                f"a {self.task} needs {'method' if self.task == 'method' else 'decoder'}"
+            )
+        return self
 
 
 @dataclass
@@ -216,6 +275,12 @@ def _load(folder: Path) -> Model:
             mend="copy the whole model folder again; its files belong together",
         ) from None
     inference, details = config["inference"], config["details"]
+    if inference["head"] is not None and inference["head"] not in model.heads:
+        raise UserError(
+            f"inference.head = {inference['head']!r}: the network has {', '.join(model.heads)}",
+            where=folder / "config.json",
+            mend="copy the model folder again",
+        )
     threshold = inference["threshold"]
     if threshold is None:
         threshold, rule = _rule_of_run(folder)
@@ -345,7 +410,7 @@ def initialise(model: Trainable, folder: Path) -> list[str]:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"is not JSON ({error})",
             where=folder / "config.json",
@@ -365,4 +430,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             where=folder / "config.json",
             mend="copy the model folder again",
         )
+    try:
+        _Config.model_validate(given)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(
+            f"holds values that cannot be: {'; '.join(lines[:5])}",
+            where=folder / "config.json",
+            mend="copy the model folder again",
+        ) from None
     return config
