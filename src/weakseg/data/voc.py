@@ -27,6 +27,7 @@ from weakseg.data.sources import (
     check_untagged,
     class_list,
     count,
+    has_controls,
     in_class_order,
     locate,
     read_options,
@@ -131,6 +132,12 @@ def read_list(path: str | Path) -> list[str]:
     ids = dict.fromkeys(sample_id(name.replace("\\", "/").rpartition("/")[2]) for name in first)
     if not ids:
         raise UserError("the list is empty", where=path, mend="write one image id in each line")
+    if any(map(has_controls, ids)):
+        raise UserError(
+            "the list holds control characters, so it is no text",
+            where=path,
+            mend="write one image id in each line",
+        )
     return list(ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -255,7 +256,7 @@ def _grid(rows: list[PictureRow]) -> PictureGrid | None:
 def _picture_grid(facts: Facts) -> PictureGrid | None:
     samples = facts.train_samples
     masks = facts.run.stage_folder("masks") / "masks"
-    made = [s for s in samples if (masks / f"{s.id}.png").is_file()]
+    made = [s for s in samples if os.path.isfile(masks / f"{s.id}.png")]  # whatever the name
     chosen = choose(made or samples, facts.collection.classes, _SHOWN)
     return _grid([_picture_row(facts, sample, tuple(_COLUMNS)) for sample in chosen])
 

@@ -100,7 +100,15 @@ def fit(
     module = TrainingModule(model, config, steps, seed, section)
     checkpoint = folder / _CHECKPOINT
     if checkpoint.exists():
-        module.resume(_read_checkpoint(checkpoint))
+        kept = _read_checkpoint(checkpoint)
+        try:
+            module.resume(kept)
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint is of another training ({str(error).splitlines()[0]})",
+                where=checkpoint,
+                mend="delete it to train from the start",
+            ) from None
     if module.steps_done < steps:
         _train(folder, module, data, placement, seed, title)
     module.check_terms()
