@@ -441,7 +441,7 @@ def with_masks(
 def _existing(folder: Path, name: str, listed: set[str]) -> Path | None:
     path = folder / name
     # Not listed as written here: a file system that ignores case may know it still.
-    return path if name in listed or path.is_file() else None
+    return path if name in listed or os.path.isfile(path) else None
 
 
 def in_class_order(tags: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:

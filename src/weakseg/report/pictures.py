@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def best_score(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarra
 
     ``None`` where there is no file, and for the background where there is no such map.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         scores = read_scores(path)
@@ -154,7 +155,7 @@ def _resized(score: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def small_mask(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
     """(h, w) uint8 ids of a mask file at this size; ``None`` where it cannot be read."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return None
     try:
         mask = read_mask(path)
