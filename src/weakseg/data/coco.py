@@ -46,6 +46,7 @@ from weakseg.data.sources import (
     locate,
     read_options,
     require_folder,
+    require_plain_names,
     sample_id,
     scan,
     settle_untagged,
@@ -431,6 +432,7 @@ def _categories(
             mend=suggest(unknown[0], by_id),
         )
     known = tuple(names or by_id)
+    require_plain_names(known, "categories")
     if not known:
         raise UserError("the files name no class", where="categories", mend=_FORMAT)
     column = {name: k for k, name in enumerate(known, start=1)}

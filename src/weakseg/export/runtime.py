@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weakseg.data.sources import cache_folder
 from weakseg.errors import UserError
 from weakseg.export.onnx import TOLERANCE, required, trace
 from weakseg.files import atomic_path
@@ -66,7 +66,7 @@ def on_runtime(predictor: Predictor, runtime: Runtime, cache: Path | None = None
             mend="use --runtime torch",
         )
     fast = predictor.to("cpu").fast()
-    file = (cache or _cache()) / f"{_digest(fast)}.onnx"
+    file = (cache or cache_folder() / "graphs") / f"{_digest(fast)}.onnx"
     open_session = _onnx if runtime == "onnx" else _openvino
     if not file.exists():
         with atomic_path(file) as temporary:
@@ -190,8 +190,3 @@ def _digest(predictor: Predictor) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _cache() -> Path:
-    own, home = os.environ.get("WEAKSEG_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(own) if own else Path(home) / "weakseg").expanduser() / "graphs"
