@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--network", type=int, default=0, help="images for rules that ask it")
     args = parser.parse_args()
-    images = _images(args.data, args.voc, args.list)
-    found = [(*_named(text), None) for text in args.scores]
+    images = collection_of(args.data, args.voc, args.list)
+    found = [(*named(text), None) for text in args.scores]
     for run in args.runs:
         found += [(name, folder, run) for name, folder in _folders(run, args.data)]
     for name, folder, run in found:
@@ -93,7 +93,7 @@ def main() -> None:
             )
 
 
-def _images(data: str, voc: Path, chosen: str) -> Collection:
+def collection_of(data: str, voc: Path, chosen: str) -> Collection:
     if data.startswith("shapes"):
         options = {"seed": int(data == "shapes-held-out")}
         return collect(load_recipe("demo", overrides={"data": {"options": options}}).data).split(
@@ -108,7 +108,7 @@ def _images(data: str, voc: Path, chosen: str) -> Collection:
     return images.only(read_list(voc / "ImageSets" / "Segmentation" / f"{chosen}.txt"))
 
 
-def _named(text: str) -> tuple[str, Path]:
+def named(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not equals:
         raise SystemExit(f"--scores {text}: write NAME=FOLDER")
@@ -117,8 +117,10 @@ def _named(text: str) -> tuple[str, Path]:
 
 def _folders(run: Path, data: str) -> Iterable[tuple[str, Path]]:
     folder = RunFolder(run)
-    if data == "shapes-held-out":  # as benchmarks/methods.py leaves them, by head
-        for path in sorted(run.glob("held-out-*")):
+    if data == "shapes-held-out":  # as benchmarks/methods.py leaves them: of this very network
+        trained = folder.record("train")
+        assert trained is not None
+        for path in sorted(run.glob(f"held-out-*-{trained.fingerprint[:8]}")):
             yield f"{run.name}: {path.name.split('-')[2]} seeds", path
         return
     yield f"{run.name}: seeds", folder.stage_folder("seeds") / "scores"

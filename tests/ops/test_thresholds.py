@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weakseg.ops import CRITERIA, label_free_threshold
+from weakseg.ops import CRITERIA, agreement_threshold, label_free_threshold
 
 
 def _cross_entropy(scores: np.ndarray, threshold: float) -> float:
@@ -78,3 +78,50 @@ def test_two_clusters_are_told_apart_and_zeros_do_not_count(criterion):
 def test_nothing_to_split(criterion):
     assert label_free_threshold(np.zeros(256), criterion) is None
     assert label_free_threshold(np.eye(256)[7] * 5, criterion) is None
+
+
+def _beyond_chance(one: np.ndarray, other: np.ndarray, threshold: float) -> float:
+    a, b = one >= threshold, other >= threshold
+    iou = (a & b).sum() / (a | b).sum()
+    share = (a.mean() + b.mean()) / 2
+    chance = share / (2 - share)
+    return (iou - chance) / (1 - chance)
+
+
+def _joint(one: np.ndarray, other: np.ndarray, steps: int = 20) -> np.ndarray:
+    joint = np.zeros((steps, steps), np.int64)
+    np.add.at(joint, ((one * steps).astype(int), (other * steps).astype(int)), 1)
+    return joint
+
+
+@given(st.integers(0, 10**6))
+def test_agreement_equals_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    one = rng.random(400) ** 2
+    other = (one + rng.normal(0, 0.2, 400)).clip(0, 0.999)
+    curve = agreement_threshold(_joint(one, other))
+    steps = (np.floor(one * 20) / 20, np.floor(other * 20) / 20)
+    expected = [-_beyond_chance(*steps, t - 1e-9) for t in curve.thresholds]
+    np.testing.assert_allclose(curve.values, expected, atol=1e-9)
+    assert curve.threshold == curve.thresholds[np.argmin(expected)]
+    assert 0.05 <= curve.threshold < 0.75
+
+
+def test_scales_that_agree_in_the_pale_rest_alone_set_a_low_threshold():
+    rng = np.random.default_rng(0)
+    whole = np.zeros((64, 64))
+    whole[16:48, 16:48] = 0.2
+    ground = rng.random((2, 64, 64)) * 0.1
+    known = [np.where(whole > 0, 0.8, g).ravel() for g in ground]
+    telling = []
+    for g in ground:  # each scale lights up another place of the object
+        peaks = np.where(rng.random((64, 64)) < 0.2, 0.9, whole)
+        telling.append(np.where(whole > 0, peaks, g).ravel())
+    assert agreement_threshold(_joint(*telling)).threshold <= 0.2
+    sharp = agreement_threshold(_joint(*known))
+    assert -sharp.values[np.abs(sharp.thresholds - 0.7).argmin()] == pytest.approx(1)
+
+
+def test_no_agreement_without_foreground():
+    assert agreement_threshold(_joint(np.zeros(9), np.zeros(9))) is None
+    assert agreement_threshold(np.zeros((20, 20))) is None

@@ -41,6 +41,8 @@ def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, 
     assert contents(run.path, "5-masks/**/*") == pseudo
     assert after["segment"].fingerprint != before["segment"].fingerprint
     assert after["segment"].results["corrected"] == 3
+    card = (run.stage_folder("segment") / "model" / "README.md").read_text(encoding="utf-8")
+    assert "from 3 masks corrected by hand" in card and "no pixel label" not in card
     now = json.loads((run.path / "8-evaluate/results.json").read_text())["rows"]
     assert [r for r in now if r["stage"] != "segmenter"] == [
         r for r in rows if r["stage"] != "segmenter"

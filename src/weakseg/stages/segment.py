@@ -127,10 +127,12 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         "segmenter.train",
     )
     network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
-    save_model(folder, recipe, result, images, network, decoder="DeepLabV3+")
+    corrected = len(corrected_ids(run, images))
+    more = {"network": "DeepLabV3+", **({"corrected masks": corrected} if corrected else {})}
+    save_model(folder, recipe, result, images, network, more)
     return {
         "images": len(images),
-        "corrected": len(corrected_ids(run, images)),
+        "corrected": corrected,
         "steps": result.steps,
         "active_steps": result.active_steps,
     }

@@ -10,7 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,11 @@ def save_model(
     result: TrainingResult,
     images: Collection,
     network: dict[str, Any],
-    decoder: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the model folder of a training stage, from the first process alone.
+
+    ``more`` are facts for the card.
 
     Statistics of a trained BatchNorm differ between processes: the first one's count.
     """
@@ -232,9 +234,8 @@ def save_model(
         "backbone": backbone.spec.name,
         "steps": result.steps,
         "seed": recipe.seed,
+        **(more or {}),
     }
-    if decoder is not None:
-        details["network"] = decoder
     save(folder / "model", predictor, network, details)
 
 
