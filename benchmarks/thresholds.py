@@ -47,7 +47,7 @@ from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import read_list, sweep
-from weakseg.stages.seeds import scale_agreement, scores_path
+from weakseg.stages.seeds import make_seeds, scale_agreement, scores_path
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.csv"
 BINS, STEPS, SIDE = 256, 100, 256
@@ -73,9 +73,12 @@ def main() -> None:
     images = collection_of(args.data, args.voc, args.list)
     found = [(*named(text), None) for text in args.scores]
     for run in args.runs:
-        found += [(name, folder, run) for name, folder in _folders(run, args.data)]
+        found += [(name, folder, run) for name, folder in _folders(run, args.data, images)]
     for name, folder, run in found:
-        rows = _judge(images, folder, run if name.endswith("seeds") else None, args.network)
+        if _needs_no_threshold(images, folder):
+            continue
+        head = name.split()[-2] if args.data == "shapes-held-out" and run else None
+        rows = _judge(images, folder, run if name.endswith("seeds") else None, head, args.network)
         shared = {"data": args.data, "list": args.list, "scores": name, "images": len(images)}
         traced = {
             "device": device(),
@@ -115,8 +118,16 @@ def named(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def _folders(run: Path, data: str) -> Iterable[tuple[str, Path]]:
+def _folders(run: Path, data: str, images: Collection) -> Iterable[tuple[str, Path]]:
     folder = RunFolder(run)
+    if data == "voc-val":
+        trained = folder.record("train")
+        assert trained is not None
+        path = run / f"val-{trained.fingerprint[:8]}"
+        predictor = load(folder.stage_folder("train") / "model")
+        make_seeds(predictor, images, load_recipe(folder.recipe_file).seeds, path)
+        yield f"{run.name}: seeds", path
+        return
     if data == "shapes-held-out":  # as benchmarks/methods.py leaves them: of this very network
         trained = folder.record("train")
         assert trained is not None
@@ -126,6 +137,11 @@ def _folders(run: Path, data: str) -> Iterable[tuple[str, Path]]:
     yield f"{run.name}: seeds", folder.stage_folder("seeds") / "scores"
     for path in sorted(folder.stage_folder("refine").glob("*/scores")):
         yield f"{run.name}: {path.parent.name}", path
+
+
+def _needs_no_threshold(images: Collection, folder: Path) -> bool:
+    files = (read_scores(scores_path(folder, sample.id)) for sample in images)
+    return any(file.background() is not None for file in files if len(file.foreground()[0]))
 
 
 # --- what rules look at -----------------------------------------------------------------------
@@ -180,7 +196,9 @@ def _histograms(images: Collection, scores: Path) -> tuple[np.ndarray, np.ndarra
     return total.sum(0), total[1:]
 
 
-def _look(images: Collection, scores: Path, run: Path | None, network: int) -> Seen:
+def _look(
+    images: Collection, scores: Path, run: Path | None, head: str | None, network: int
+) -> Seen:
     start = time.perf_counter()
     histogram, of_class = _histograms(images, scores)
     seconds = {"histogram": time.perf_counter() - start}
@@ -216,6 +234,7 @@ def _look(images: Collection, scores: Path, run: Path | None, network: int) -> S
     if run is not None and network:
         predictor = load(RunFolder(run).stage_folder("train") / "model").fast()
         config = load_recipe(RunFolder(run).recipe_file).seeds
+        config = config if head is None else config.model_copy(update={"head": head})
         start = time.perf_counter()
         views = scale_agreement(predictor, images, config, network)
         start = _timed(seconds, "views", start)
@@ -357,12 +376,12 @@ CURVES: dict[str, tuple[str, Callable[[Seen], np.ndarray]]] = {
 
 
 def _judge(
-    images: Collection, scores: Path, run: Path | None, network: int
+    images: Collection, scores: Path, run: Path | None, head: str | None, network: int
 ) -> list[dict[str, Any]]:
     swept = sweep(images.samples, scores, len(images.classes), STEPS)
     confusions = swept.confusions()
     oracle, best = swept.best()
-    seen = _look(images, scores, run, network)
+    seen = _look(images, scores, run, head, network)
     reading = seen.seconds["histogram"]
 
     def row(rule: str, threshold: float | str, miou: float, looked: str | None) -> dict[str, Any]:
