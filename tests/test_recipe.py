@@ -82,6 +82,15 @@ def test_given_values_arrive():
     assert load_recipe({"backbone": {"name": "resnet18"}}).segmenter_backbone.name == "resnet18"
 
 
+def test_a_complete_recipe_from_before_the_criterion_keeps_its_rule(tmp_path):
+    kept = load_recipe().model_dump(mode="json")
+    assert load_recipe(kept).masks.criterion == "auto"
+    del kept["masks"]["criterion"]
+    assert load_recipe(kept).masks.criterion == "cross-entropy"
+    assert load_recipe(kept, sets=["masks.criterion=auto"]).masks.criterion == "auto"
+    assert load_recipe({"masks": {"rule": "label-free"}}).masks.criterion == "auto"
+
+
 def test_the_commented_recipe_explains_itself():
     text = commented_yaml(Recipe())
     assert "  lr: 0.01  # learning rate of pretrained weights" in text.splitlines()

@@ -241,7 +241,7 @@ def predict(
     }
     config = validate(PredictConfig, settings, where="weakseg predict")
     samples = images_in(images)
-    if any(out / f"{s.id}.png" == s.image for s in samples):
+    if any((out / f"{s.id}.png").resolve() == s.image.resolve() for s in samples):
         raise UserError(
             "masks would overwrite the images", where=out, mend="give another folder with --out"
         )
@@ -374,6 +374,8 @@ def score(
     from weakseg.stages.check import collect
     from weakseg.stages.score import class_names, match, score_masks, write_quality
 
+    if out is not None and (out.suffix != ".csv" or out.is_dir()):
+        raise UserError("is no .csv file", where=out, mend="give a name such as quality.csv")
     run = RunFolder(masks)
     if images is None:
         if not run.recipe_file.exists():

@@ -29,7 +29,7 @@ from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages import check, evaluate, masks, predict, project, refine, seeds, segment, train
 from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect
-from weakseg.stages.localise import has_boxes
+from weakseg.stages.localise import box_source, has_boxes
 
 __all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
 
@@ -95,6 +95,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     recipe = project.with_classifier(recipe)  # a given classifier says which network it is
     run = RunFolder(folder)
     collection = collect(recipe.data)
+    box_source(recipe, collection)  # so is what the data must have
     write_recipe(run, recipe)
     with run.locked():
         _run_stages(run, recipe, collection, until)

@@ -324,6 +324,7 @@ def load_recipe(
         UserError: Everything that is wrong, one line per key.
     """
     values, where = _read(source)
+    values = _of_today(values)
     values = _merge(values, overrides or {})
     values = {key: value for key, value in values.items() if value is not None}  # an empty section
     for assignment in sets:
@@ -494,6 +495,15 @@ def _count(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> in
         if known[id(node)] > _NODES:
             raise yaml.YAMLError(f"aliases stand for more than {_NODES:,} values{node.start_mark}")
     return known[id(node)]
+
+
+def _of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """A complete recipe of a version without ``masks.criterion`` meant the only one there was."""
+    section = values.get("masks")
+    older = set(MasksConfig.model_fields) - {"criterion"}
+    if isinstance(section, Mapping) and set(section) == older:
+        return {**values, "masks": {**section, "criterion": "cross-entropy"}}
+    return values
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

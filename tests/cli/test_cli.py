@@ -240,6 +240,9 @@ def test_predict_mirrors_folders_and_sizes(tiny, tmp_path, capsys):
 def test_predict_refuses_what_would_lose_images(tmp_path, monkeypatch):
     monkeypatch.setattr("weakseg.export.model.load", lambda _: _Model())
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(UserError, match="overwrite"):
+        app(["predict", "run", tmp_path.name, "--out", str(tmp_path)])
     with pytest.raises(UserError, match="overwrite"):
         cli.predict(tmp_path, tmp_path, out=tmp_path)
     with pytest.raises(UserError, match="above 0"):

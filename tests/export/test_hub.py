@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,9 @@ import weakseg
 from weakseg.errors import UserError
 from weakseg.export.hub import is_repo_id
 from weakseg.export.model import Model, load
+from weakseg.files import write_json
 from weakseg.networks.spec import BackboneSpec
+from weakseg.runfolder import StageRecord
 
 ROW = {
     "stage": "segmenter", "split": "val", "images": 352, "head": "segmenter", "scales": [1.0, 0.5],
@@ -66,7 +69,11 @@ def test_a_folded_network_cannot_be_saved(folder: Path):
 def test_the_card_is_what_the_hub_reads_and_people_need(folder: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(folder, run / "6-segment" / "model")
-    (run / "8-evaluate").mkdir()
+    inputs = {}
+    for stage in ("6-segment", "7-predict", "8-evaluate"):  # each on the one before it
+        record = StageRecord(stage[2:], "done", f"fingerprint of {stage}", inputs)
+        write_json(run / stage / "stage.json", asdict(record))
+        inputs = {"before": record.fingerprint}
     rows = [ROW, ROW | {"rule": "oracle", "miou": 0.5}, ROW | {"stage": "mask", "miou": 0.9}]
     (run / "8-evaluate" / "results.json").write_text(json.dumps({"rows": rows}))
     load(run).save_pretrained(tmp_path / "out")

@@ -14,7 +14,7 @@ from weakseg.cli import app
 from weakseg.errors import UserError
 from weakseg.export import onnx as module
 from weakseg.export import runtime
-from weakseg.export.model import load, save
+from weakseg.export.model import save
 from weakseg.export.onnx import export_onnx
 from weakseg.export.runtime import Graph, on_runtime
 from weakseg.inference import Normalise, Predictor
@@ -220,25 +220,3 @@ def test_a_graph_with_other_answers_is_refused(exported, cache, tmp_path, monkey
 
 
 # -- the threshold of a run
-
-
-def test_a_runs_classifier_has_the_threshold_of_its_masks(exported, tmp_path):
-    source = exported["method"][1].with_suffix("")
-    target = tmp_path / "2-train" / "model"
-    target.mkdir(parents=True)
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    config = json.loads((target / "config.json").read_text())
-    config["inference"]["threshold"] = None
-    (target / "config.json").write_text(json.dumps(config))
-    assert load(target).threshold is None
-    (tmp_path / "5-masks").mkdir()
-    rule = tmp_path / "5-masks" / "rule.json"
-    rule.write_text(json.dumps({"rule": "label-free", "threshold": 0.27}))
-    assert load(target).threshold is None  # no recipe says what it was chosen for
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data: {source: shapes}\nmethod: {name: cam}\nsegmenter: {enabled: false}\n")
-    found = load(tmp_path)
-    assert found.threshold == 0.27 and found.details["threshold rule"] == "label-free"
-    recipe.write_text(recipe.read_text() + "refine: [pamr]\n")
-    assert load(target).threshold is None

@@ -43,6 +43,16 @@ def classifier(name: str, outputs: int = K) -> nn.Module:
     return model.eval()
 
 
+def test_a_head_says_its_mapping():
+    """Two heads of the same weights compute different maps, so a cache must tell them apart."""
+    values = {"outputs": 4, "channels": 8, "neck": (), "loss": "softmax"}
+    heads = [
+        ProjectedHead(Projection(**values, classes=classes), nn.Identity())
+        for classes in ([[0], [1]], [[3], [2]])
+    ]
+    assert repr(heads[0]) != repr(heads[1])
+
+
 def projected(checkpoint: Checkpoint, spec: BackboneSpec, **settings):
     parts = take_apart(checkpoint, spec)
     count, channels = parts.weight.shape

@@ -66,7 +66,7 @@ _UNSURE = 255
 _MOST_CLASSES = 254
 _MOST_PIXELS = 2**28
 _SHOWN = 6
-_YEARS = ("2014", "2017")
+_YEARS = ("2014", "2017", "")
 _CHOICES = {
     "crowd": ("unsure", "object", "background"),
     "crowd_tags": (True, False),

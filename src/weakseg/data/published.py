@@ -42,6 +42,7 @@ _SUFFIXES = frozenset({".npy", ".pkl", ".npz"})
 _SETTING = "seeds.given_format"
 _MEND = f"write the file again, or say what wrote it ({_SETTING}: {', '.join(get_args(Format))})"
 _LOOKED_AT = 64  # files whose tags tell psa from psa-crf
+_ROUNDING = 1e-3  # above 1, of maps that were divided in single or half precision
 _SHOWN = 8
 
 # Key of the maps in dictionaries with ``keys``; the first that is there tells the format.
@@ -70,11 +71,13 @@ class Published:
     def unit(self) -> np.ndarray:
         """(n, h, w) maps in [0, 1].
 
-        Where any value is above 1, each map is divided by its maximum, as the published merges do.
+        Where any value is above 1 by more than rounding, each map is divided by its maximum, as the
+        published merges do; with a background map, all by the largest, which keeps their order.
         """
-        if not self.maps.size or self.maps.max() <= 1:
-            return self.maps
-        return self.maps / np.maximum(self.maps.max((1, 2), keepdims=True), 1e-5)
+        if not self.maps.size or self.maps.max() <= 1 + _ROUNDING:
+            return self.maps.clip(max=1)
+        axes = None if (self.classes == 0).any() else (1, 2)
+        return self.maps / np.maximum(self.maps.max(axes, keepdims=True), 1e-5)
 
 
 def find_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:

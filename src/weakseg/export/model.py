@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -283,7 +283,7 @@ def _load(folder: Path) -> Model:
         )
     threshold = inference["threshold"]
     if threshold is None:
-        threshold, rule = _rule_of_run(folder)
+        threshold, rule = _rule_of_run(folder.absolute(), model.heads[0])
         details = details if rule is None else {**details, "threshold rule": rule}
     return Model(
         model.eval(),
@@ -302,38 +302,61 @@ def _load(folder: Path) -> Model:
     )
 
 
-def _rule_of_run(folder: Path) -> tuple[float | None, str | None]:
+def _rule_of_run(folder: Path, head: str) -> tuple[float | None, str | None]:
     """Threshold of a run's masks and the rule that chose it, where it was chosen for these maps.
 
-    That of refined maps says nothing of the network's own.
+    That of refined or given maps, of another head or of another training says nothing of them.
     """
     run = RunFolder(folder.parent.parent)
-    file = run.stage_folder("masks") / "rule.json"
-    if not run.recipe_file.is_file() or not file.is_file():
+    if not run.recipe_file.is_file():
         return None, None
     try:
-        if load_recipe(run.recipe_file).steps:
-            return None, None
-        said = json.loads(file.read_text(encoding="utf-8"))
-    except (UserError, ValueError):  # of another version
+        recipe = load_recipe(run.recipe_file)
+        said = json.loads((run.stage_folder("masks") / "rule.json").read_text(encoding="utf-8"))
+    except (UserError, OSError, ValueError):  # of another version
+        return None, None
+    own = not recipe.steps and recipe.seeds.given is None and recipe.seeds.head in (None, head)
+    if not (own and isinstance(said, dict) and _follow(run, "train", "seeds", "masks")):
         return None, None
     return said.get("threshold"), said.get("rule")
 
 
 def _numbers_of_run(folder: Path | None, task: str) -> list[dict[str, Any]]:
-    """What the run that a model folder lies in has measured of that network."""
+    """What the run that a model folder lies in has measured of that very network."""
     if folder is None:
         return []
-    run = RunFolder(folder.parent.parent)
+    run = RunFolder(folder.absolute().parent.parent)
+    network = "segment" if task == "segmenter" else "train"
+    predicts = _follow(run, network, "predict", "evaluate")
+    if not predicts and not _follow(run, network, "seeds", "evaluate"):
+        return []
     file = run.stage_folder("evaluate") / "results.json"
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError):
         return []
-    stage = (
-        "segmenter" if task == "segmenter" or "segment" not in _model_stages(run.path) else "seed"
-    )
+    stage = "segmenter" if predicts else "seed"
     return [{key: row[key] for key in NUMBERS} for row in rows if row["stage"] == stage]
+
+
+def _follow(run: RunFolder, *stages: str) -> bool:
+    """Whether these stages are done, each with the result of the one before it."""
+    records = [run.record(name) for name in stages]
+    done = [r for r in records if r is not None and r.status == "done"]
+    if len(done) < len(stages):
+        return False
+    return all(
+        before.fingerprint in _strings(after.inputs)
+        for before, after in zip(done, done[1:], strict=False)
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
 
 
 def find_model(folder: Path) -> Path:

@@ -69,6 +69,8 @@ def export_onnx(
     required("onnx", "onnxscript", "onnxruntime", extra="onnx")
     if out.suffix != ".onnx":
         raise UserError("is no .onnx file", where=out, mend="give a name such as --out model.onnx")
+    if out.exists():
+        raise UserError("exists already", where=out, mend="choose another name, or delete it first")
     own = model if isinstance(model, Predictor) else load(model)
     predictor = replace(own, scales=(1.0,), flip=False).to("cpu").fast()
     fixed = _fixed_size(predictor, size)

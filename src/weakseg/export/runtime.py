@@ -23,7 +23,7 @@ from weakseg.errors import UserError
 from weakseg.export.onnx import TOLERANCE, required, trace
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
-from weakseg.methods.base import Maps, Trainable
+from weakseg.methods.base import Maps, Method, Trainable
 from weakseg.networks.tokens import VisionTokens
 
 __all__ = ["Graph", "Runtime", "on_runtime"]
@@ -184,7 +184,10 @@ def _openvino(file: Path) -> Session:
 def _digest(predictor: Predictor) -> str:
     """Of all that decides the graph."""
     network = predictor.model
-    said = (_FORMAT, version("weakseg"), torch.__version__, predictor.head, str(network))
+    # Settings that the modules' own words leave out, such as which outputs make a class.
+    settings = network.config.model_dump(mode="json") if isinstance(network, Method) else None
+    kinds = (predictor.head, str(network), predictor.classes, settings)
+    said = (_FORMAT, version("weakseg"), torch.__version__, *kinds)
     digest = hashlib.sha256(repr(said).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

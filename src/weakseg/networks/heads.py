@@ -57,6 +57,10 @@ class ProjectedHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(projection.outputs))
         self._projection = projection
 
+    def extra_repr(self) -> str:
+        """The mapping too: it decides what the module computes."""
+        return repr(self._projection)
+
     def outputs(self, features: Tensor) -> Tensor:
         """(B, N) what the classifier itself says of features (B, C, h, w) of the last level."""
         return self._outputs(self.neck(features))

@@ -436,7 +436,7 @@ def _notes(
     aside = len(taken - trained)
     if aside:
         yield f"{count(aside, 'mask')} of images that are not trained on have no effect."
-    if not needs_segmenter(recipe.method, recipe.segmenter.enabled):
+    if not needs_segmenter(recipe.method, recipe.segmenter_wanted):
         yield (
             "This run trains no segmenter, so nothing uses corrected masks yet: "
             "run it with --set segmenter.enabled=true."

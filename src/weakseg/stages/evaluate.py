@@ -175,6 +175,7 @@ class _Evaluation:
         """One row for each kind of scores and each list, with what it was measured under."""
         rows = []
         made_by, seeds = self.recipe.seeds, self.run.record("seeds")
+        given = made_by.given is not None
         for name, samples in self._lists(self.recipe.data.train, source.known).items():
             for stage, folder in self._score_folders().items():
                 title = f"boxes {stage} {name}"
@@ -185,10 +186,11 @@ class _Evaluation:
                     "stage": stage,
                     "split": name,
                     "head": seeds.results.get("head") if seeds is not None else None,
-                    "scales": list(made_by.scales),
-                    "flip": made_by.flip,
+                    "scales": [] if given else list(made_by.scales),
+                    "flip": made_by.flip and not given,
                     "crf": self._crf(stage),
                     "tags": "given",
+                    "max_box_acc_rule": "oracle: the best threshold of each IoU",
                     "rule": f"largest component above {RULE:g} of the maximum",
                 }
                 rows.append(conditions | found)

@@ -35,10 +35,12 @@ __all__ = [
     "Rule",
     "choose_rule",
     "corrected_ids",
+    "edited_in_place",
     "label",
     "mask_files",
     "masks",
     "masks_inputs",
+    "rule_inputs",
     "score",
     "training_inputs",
 ]
@@ -92,7 +94,7 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         "masks",
         {
             "scores": before.fingerprint if before else None,
-            "masks": recipe.masks.model_dump(mode="json"),
+            **rule_inputs(recipe.masks, run.scores_folder(recipe.steps)),
             "images": images.fingerprint(),
         },
         seed=recipe.seed,
@@ -118,7 +120,7 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         with ThreadPoolExecutor() as pool:
             for _ in track(pool.map(write, missing), "masks", len(missing)):
                 pass
-        score(run, images, _ESTIMATED)
+        write_quality(stage.folder / "quality.csv", score(run, images, _ESTIMATED))
         stage.results |= {
             "images": len(images),
             "rule": rule.rule,
@@ -128,8 +130,27 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
+def rule_inputs(config: MasksConfig, scores: Path) -> dict[str, Any]:
+    """What decides the threshold, beside the scores themselves.
+
+    The criterion of earlier versions goes without saying, so that their masks stay as they are.
+    """
+    settings = config.model_dump(mode="json")
+    if config.criterion == "cross-entropy":
+        del settings["criterion"]
+    if config.criterion != "auto" or config.rule != "label-free":
+        return {"masks": settings}
+    two = _of_two_scales(scores.parent / AGREEMENT)
+    return {"masks": settings, "two scales": None if two is None else two.threshold}
+
+
+def edited_in_place(run: RunFolder) -> bool:
+    """Whether masks of the stage itself were changed by hand."""
+    return ", corrected: " in str(masks_inputs(run))
+
+
 def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[Scored]:
-    """Sorts a run's masks by their estimated quality, into ``quality.csv`` beside them.
+    """Sorts a run's masks by their estimated quality; those that were corrected are left out.
 
     Args:
         run: A run with masks.
@@ -137,11 +158,10 @@ def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[
         limit: At most so many, drawn by a fixed lot; default all.
     """
     folder = run.stage_folder("masks")
-    chosen = sorted(images, key=lambda s: stable_lot(s.id))
+    done = corrected_ids(run, images)
+    chosen = sorted((s for s in images if s.id not in done), key=lambda s: stable_lot(s.id))
     masked = [Masked(s.id, s.image, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
-    scored = score_masks(masked)
-    write_quality(folder / "quality.csv", scored)
-    return scored
+    return score_masks(masked)
 
 
 def masks_inputs(run: RunFolder) -> str | None:

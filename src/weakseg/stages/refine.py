@@ -40,7 +40,7 @@ from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.affinity import AffinityConfig, network_folder, network_stage, train_affinity
 from weakseg.stages.batches import ahead, pick_device
-from weakseg.stages.masks import choose_rule
+from weakseg.stages.masks import choose_rule, rule_inputs
 from weakseg.stages.seeds import scores_path
 from weakseg.stages.train import PACE
 from weakseg.training.affinity import AffinityLearner
@@ -341,9 +341,8 @@ def _masks_rule(recipe: Recipe) -> MasksConfig:
 
 def _rule_settings(recipe: Recipe) -> dict[str, Any]:
     """What decides the steps' threshold; the usual criterion goes without saying."""
-    settings = _masks_rule(recipe).model_dump(mode="json")
-    if settings["criterion"] == "cross-entropy":
-        del settings["criterion"]
+    settings = rule_inputs(_masks_rule(recipe), Path())["masks"]
+    assert isinstance(settings, dict)
     return settings
 
 

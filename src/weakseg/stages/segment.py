@@ -15,7 +15,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.masks import corrected_ids, mask_files, training_inputs
+from weakseg.stages.masks import corrected_ids, edited_in_place, mask_files, training_inputs
 from weakseg.stages.train import (
     augment_for,
     launched,
@@ -128,7 +128,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     )
     network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
     corrected = len(corrected_ids(run, images))
-    more = {"network": "DeepLabV3+", **({"corrected masks": corrected} if corrected else {})}
+    by_hand = corrected or ("some" if edited_in_place(run) else None)
+    more = {"network": "DeepLabV3+", **({"corrected masks": by_hand} if by_hand else {})}
     save_model(folder, recipe, result, images, network, more)
     return {
         "images": len(images),

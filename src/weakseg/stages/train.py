@@ -216,6 +216,7 @@ def save_model(
     if not _is_first():
         return
     backbone, inference = result.model.backbone, recipe.predict
+    segments = getattr(result.model, "segments", False)
     predictor = Predictor(
         result.model,
         images.classes,
@@ -223,7 +224,7 @@ def save_model(
         scales=inference.scales,
         flip=inference.flip,
         max_side=inference.max_side,
-        tile=inference.tile,
+        tile=inference.tile if network["task"] == "segmenter" or segments else None,
         crf=inference.crf,
     )
     details = {

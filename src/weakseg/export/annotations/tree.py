@@ -141,6 +141,8 @@ class _Folder(Tree):
                     where=self.where,
                     mend="put the file itself there",
                 )
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise UserError(f"{name} is no file", where=self.where, mend="leave it out")
             if file.stat().st_size > _MOST_TEXT:
                 raise UserError(f"{name} is larger than 2 GiB", where=self.where, mend=_DAMAGED)
             return file.read_bytes()
