@@ -51,9 +51,10 @@ TITLES = {
     "f1": "F1",
 }
 RULES = (
-    *("auto", "expected-iou", "agreement of scales", "evidence", "cross-entropy", "variance"),
+    *("auto", "expected-iou", "evidence", "colour contrast", "cross-entropy", "variance"),
+    *("agreement of scales", "expected-iou and scales, halfway"),
     *("expected-iou, by class", "evidence, by class", "cross-entropy, by class"),
-    *("variance, by class", "classifier consistency", "stable area", "colour contrast"),
+    *("variance, by class", "classifier consistency", "stable area"),
     *("constant 0.3", "constant 0.25", "constant 0.15", "centre against border"),
     *("agreement with PAMR", "colour edges"),
 )
@@ -127,7 +128,14 @@ def _rules() -> list[str]:
 
 def _rules_by_scores() -> list[str]:
     """What some rules lose on each of the scores."""
-    titles = ("constant 0.3", "cross-entropy", "expected-iou", "agreement of scales", "auto")
+    titles = (
+        "constant 0.3",
+        "cross-entropy",
+        "expected-iou",
+        "evidence",
+        "colour contrast",
+        "auto",
+    )
     lines = []
     for free, what in ((True, "Chosen on:"), (False, "Reported on:")):
         lines += [what, "", "| images | scores | best threshold (oracle) | mIoU there | "]

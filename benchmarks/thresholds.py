@@ -34,20 +34,23 @@ from weakseg.data.images import read_image
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.export.model import load
-from weakseg.inference import Predictor, evaluating
+from weakseg.inference import Predictor, evaluating, multi_scale
 from weakseg.ops import (
     CRITERIA,
+    ThresholdCurve,
     ThresholdSweep,
-    agreement_threshold,
+    colour_contrast,
+    contrast_threshold,
     label_free_threshold,
     metrics,
     pamr,
 )
-from weakseg.recipe import load_recipe
+from weakseg.recipe import MasksConfig, SeedsConfig, load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import read_list, sweep
-from weakseg.stages.seeds import make_seeds, scale_agreement, scores_path
+from weakseg.stages.masks import choose_rule
+from weakseg.stages.seeds import make_seeds, scores_path, stable_lot
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.csv"
 BINS, STEPS, SIDE = 256, 100, 256
@@ -222,7 +225,7 @@ def _look(
         sums["edge"] += edge
         sums["outline"] += outline
         clock = _timed(seconds, "edge", clock)
-        sums["spread"] += _spread(steps, lab)
+        sums["spread"] += colour_contrast(image, best)
         clock = _timed(seconds, "spread", clock)
         maps = seed.foreground()[1]
         if len(maps) and i % 4 == 0:  # a quarter of the images: PAMR takes its time
@@ -236,7 +239,7 @@ def _look(
         config = load_recipe(RunFolder(run).recipe_file).seeds
         config = config if head is None else config.model_copy(update={"head": head})
         start = time.perf_counter()
-        views = scale_agreement(predictor, images, config, network)
+        views = _two_scales(predictor, images, config, network)
         start = _timed(seconds, "views", start)
         evidence = _ask(predictor, images, scores, network)
         _timed(seconds, "evidence", start)
@@ -283,17 +286,47 @@ def _edges(steps: np.ndarray, lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return edge.cumsum()[:STEPS], outline.cumsum()[:STEPS]
 
 
-def _spread(steps: np.ndarray, lab: np.ndarray) -> np.ndarray:
-    flat, colours = steps.ravel(), lab.reshape(-1, 3)
-    below = np.bincount(flat, minlength=STEPS).cumsum() / flat.size
-    sums = np.stack([np.bincount(flat, c, STEPS).cumsum() for c in colours.T], 1) / flat.size
-    with np.errstate(all="ignore"):
-        between = ((sums - below[:, None] * sums[-1]) ** 2).sum(1) / (below * (1 - below))
-    return np.nan_to_num(between / max(float(colours.var(0).sum()), 1e-6), posinf=0, neginf=0)
-
-
 def _joint(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.bincount((one * STEPS + other).ravel(), minlength=STEPS**2).reshape(STEPS, STEPS)
+
+
+def _two_scales(
+    predictor: Predictor, images: Collection, config: SeedsConfig, count: int
+) -> np.ndarray | None:
+    """(100, 100) counts of pixels by best tagged score at the image's size and at half of it.
+
+    Of a few tagged images, drawn by a fixed lot. ``None`` where the head gives a background map.
+    """
+    tagged = sorted((s for s in images if s.tags), key=lambda s: stable_lot(s.id))[:count]
+    column = {name: k for k, name in enumerate(images.classes)}
+    joint = np.zeros((STEPS, STEPS), np.int64)
+    with evaluating(predictor.model) as model:
+        for sample in track(tagged, "two scales", len(tagged)):
+            pixels = torch.from_numpy(read_image(sample.image, max_side=config.max_side))
+            pixels = pixels.permute(2, 0, 1)[None].to(predictor.device)
+            size = (
+                -(-pixels.shape[-2] // config.stride),
+                -(-pixels.shape[-1] // config.stride),
+            )
+            bins = []
+            for scale in (1.0, 0.5):
+                maps = multi_scale(
+                    model,
+                    pixels,
+                    predictor.normalise,
+                    scales=(scale,),
+                    flip=True,
+                    size=size,
+                    head=config.head,
+                )
+                if maps.background is not None:
+                    return None
+                best = maps.scores[0][[column[tag] for tag in sample.tags or ()]].amax(0)
+                bins.append((best * STEPS).long().clamp(max=STEPS - 1).cpu().numpy())
+            joint += np.bincount((bins[0] * STEPS + bins[1]).ravel(), minlength=STEPS**2).reshape(
+                STEPS, STEPS
+            )
+    return joint
 
 
 def _ask(predictor: Predictor, images: Collection, scores: Path, number: int) -> np.ndarray | None:
@@ -336,6 +369,36 @@ def _kept(
 # --- rules ------------------------------------------------------------------------------------
 
 
+def _agreement(joint: np.ndarray) -> ThresholdCurve | None:
+    """The threshold at which the foregrounds of two scales agree best, beyond chance.
+
+    At a threshold let a be the foreground's share of all pixels (the mean of both scales) and IoU
+    that of the two foregrounds, over all images together. Two unrelated foregrounds of that share
+    have ``chance = a / (2 - a)``; the criterion is ``-(IoU - chance) / (1 - chance)``. Maps of a
+    network that knows whole objects agree up to high thresholds; where only the most telling part
+    lights up, scales agree in the pale rest alone, and the threshold falls.
+
+    Args:
+        joint: (T, T) counts of pixels by best score at one scale (rows) and at another, T even bins
+            over [0, 1].
+
+    Returns:
+        The threshold with its curve; ``None`` where there is no foreground at any threshold.
+    """
+    both = np.asarray(joint, np.float64) + np.asarray(joint, np.float64).T
+    above = both[::-1, ::-1].cumsum(0).cumsum(1)[::-1, ::-1].diagonal()
+    one = both.sum(1)[::-1].cumsum()[::-1]
+    thresholds = np.arange(len(both)) / len(both)
+    inside = np.flatnonzero((thresholds >= 0.05) & (thresholds < 0.75) & (one > 0))
+    if not len(inside) or one[inside[0]] == both.sum():
+        return None
+    share = one[inside] / both.sum()
+    iou = above[inside] / (2 * one[inside] - above[inside])
+    chance = share / (2 - share)
+    values = -(iou - chance) / np.maximum(1 - chance, 1e-9)
+    return ThresholdCurve(float(thresholds[inside][values.argmin()]), thresholds[inside], values)
+
+
 def _sides(seen: Seen) -> np.ndarray:
     """Share of the inner pixels above each threshold, less that of the border's."""
     inner, border = (v[::-1].cumsum()[::-1] / v.sum() for v in (seen.inner, seen.border))
@@ -360,16 +423,10 @@ def _largest(values: np.ndarray, low: float = 0.05, high: float = 0.75) -> float
     return float(GRID[np.where(inside, values, -np.inf).argmax()])
 
 
-def _half(spread: np.ndarray) -> np.ndarray:
-    """Cuts lie behind their bin."""
-    return np.concatenate([[-np.inf], spread[:-1]])
-
-
 CURVES: dict[str, tuple[str, Callable[[Seen], np.ndarray]]] = {
     "stable area": ("histogram", _stable),
     "centre against border": ("border", _sides),
     "colour edges": ("edge", _edge_strength),
-    "colour contrast": ("spread", lambda seen: _half(seen.spread)),
     "classifier consistency": ("evidence", lambda seen: seen.evidence),
 }
 """Rule -> what it has to compute, and a curve that is largest at its threshold."""
@@ -414,20 +471,22 @@ def _judge(
             continue
         threshold = _largest(curve_values)
         rows.append(row(rule, threshold, at(threshold), looked))
-    for rule, looked, joint in (
-        ("agreement with PAMR", "refined", seen.refined),
-        ("agreement of scales", "views", seen.views),
-    ):
-        curve = None if joint is None else agreement_threshold(joint)
+    expected = label_free_threshold(seen.histogram, "expected-iou")
+    found = {
+        "colour contrast": ("spread", contrast_threshold(seen.spread)),
+        "agreement with PAMR": ("refined", _agreement(seen.refined)),
+        "agreement of scales": ("views", None if seen.views is None else _agreement(seen.views)),
+    }
+    for rule, (looked, curve) in found.items():
         if curve is None:
             continue
         rows.append(row(rule, curve.threshold, at(curve.threshold), looked))
-        expected = label_free_threshold(seen.histogram, "expected-iou")
         if looked == "views" and expected is not None:
             half = (curve.threshold + expected.threshold) / 2
-            rows.append(row("auto", half, at(half), looked))
-    if seen.views is None:
-        rows.append(rows[[r["rule"] for r in rows].index("expected-iou")] | {"rule": "auto"})
+            rows.append(row("expected-iou and scales, halfway", half, at(half), looked))
+    rule = choose_rule(MasksConfig(), scores, images)
+    assert rule.threshold is not None
+    rows.append(row("auto", rule.threshold, at(rule.threshold), "spread"))
     return rows
 
 

@@ -141,7 +141,7 @@ class MasksConfig(Frozen):
     )
     criterion: Literal["auto", "cross-entropy", "expected-iou", "evidence", "variance"] = Field(
         "auto",
-        description="label-free: what sets it; auto = expected-iou and agreement of two scales",
+        description="label-free: what sets it; auto = middle of expected-iou, evidence and colours",
     )
     threshold: float = Field(0.3, ge=0, le=1, description="constant: background score")
     alpha: float = Field(8.0, gt=0, description="power: background score (1 - max)^alpha")

@@ -1,9 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weakseg.ops import CRITERIA, agreement_threshold, label_free_threshold
+from weakseg.ops import CRITERIA, colour_contrast, contrast_threshold, label_free_threshold
 
 
 def _cross_entropy(scores: np.ndarray, threshold: float) -> float:
@@ -80,48 +81,38 @@ def test_nothing_to_split(criterion):
     assert label_free_threshold(np.eye(256)[7] * 5, criterion) is None
 
 
-def _beyond_chance(one: np.ndarray, other: np.ndarray, threshold: float) -> float:
-    a, b = one >= threshold, other >= threshold
-    iou = (a & b).sum() / (a | b).sum()
-    share = (a.mean() + b.mean()) / 2
-    chance = share / (2 - share)
-    return (iou - chance) / (1 - chance)
-
-
-def _joint(one: np.ndarray, other: np.ndarray, steps: int = 20) -> np.ndarray:
-    joint = np.zeros((steps, steps), np.int64)
-    np.add.at(joint, ((one * steps).astype(int), (other * steps).astype(int)), 1)
-    return joint
+def _share(image: np.ndarray, best: np.ndarray, threshold: float) -> float:
+    """Share of the variance of the colours between the two sides, by its definition."""
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
+    above = best.ravel() >= threshold
+    if above.all() or not above.any():
+        return 0.0
+    means = lab[above].mean(0) - lab[~above].mean(0)
+    return above.mean() * (1 - above.mean()) * (means**2).sum() / lab.var(0).sum()
 
 
 @given(st.integers(0, 10**6))
-def test_agreement_equals_the_definition(seed):
+def test_colour_contrast_equals_the_definition(seed):
     rng = np.random.default_rng(seed)
-    one = rng.random(400) ** 2
-    other = (one + rng.normal(0, 0.2, 400)).clip(0, 0.999)
-    curve = agreement_threshold(_joint(one, other))
-    steps = (np.floor(one * 20) / 20, np.floor(other * 20) / 20)
-    expected = [-_beyond_chance(*steps, t - 1e-9) for t in curve.thresholds]
-    np.testing.assert_allclose(curve.values, expected, atol=1e-9)
-    assert curve.threshold == curve.thresholds[np.argmin(expected)]
-    assert 0.05 <= curve.threshold < 0.75
+    image = rng.integers(0, 256, (9, 13, 3)).astype(np.uint8)
+    best = rng.integers(0, 100, (9, 13)) / 100 + 0.005
+    found = colour_contrast(image, best)
+    expected = [_share(image, best, t / 100) for t in range(100)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_scales_that_agree_in_the_pale_rest_alone_set_a_low_threshold():
-    rng = np.random.default_rng(0)
-    whole = np.zeros((64, 64))
-    whole[16:48, 16:48] = 0.2
-    ground = rng.random((2, 64, 64)) * 0.1
-    known = [np.where(whole > 0, 0.8, g).ravel() for g in ground]
-    telling = []
-    for g in ground:  # each scale lights up another place of the object
-        peaks = np.where(rng.random((64, 64)) < 0.2, 0.9, whole)
-        telling.append(np.where(whole > 0, peaks, g).ravel())
-    assert agreement_threshold(_joint(*telling)).threshold <= 0.2
-    sharp = agreement_threshold(_joint(*known))
-    assert -sharp.values[np.abs(sharp.thresholds - 0.7).argmin()] == pytest.approx(1)
+def test_the_threshold_that_follows_the_colours_is_found():
+    rows, columns = np.mgrid[:40, :40]
+    distance = np.hypot(rows - 20, columns - 20)
+    best = (1 - distance / 40).clip(0.01, 0.99)  # .7 at a radius of 12
+    image = np.where((distance < 12)[..., None], (200, 40, 40), (40, 80, 200)).astype(np.uint8)
+    assert contrast_threshold(colour_contrast(image, best)).threshold == pytest.approx(
+        0.7, abs=0.02
+    )
 
 
-def test_no_agreement_without_foreground():
-    assert agreement_threshold(_joint(np.zeros(9), np.zeros(9))) is None
-    assert agreement_threshold(np.zeros((20, 20))) is None
+def test_no_contrast_without_colours_or_scores():
+    gray, best = np.full((8, 8, 3), 90, np.uint8), np.linspace(0, 0.99, 64).reshape(8, 8)
+    assert contrast_threshold(colour_contrast(gray, best)) is None
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    assert contrast_threshold(colour_contrast(image, np.zeros((8, 8)))) is None

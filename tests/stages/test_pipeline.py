@@ -50,7 +50,6 @@ def test_a_run_leaves_exactly_these_files(finished):
         "2-train/model/model.safetensors",
         "2-train/model/README.md",
         "3-seeds/stage.json",
-        "3-seeds/agreement.json",
         "5-masks/stage.json",
         "5-masks/rule.json",
         "5-masks/quality.csv",

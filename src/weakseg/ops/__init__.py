@@ -34,7 +34,8 @@ from weakseg.ops.thresholds import (
     CRITERIA,
     Criterion,
     ThresholdCurve,
-    agreement_threshold,
+    colour_contrast,
+    contrast_threshold,
     label_free_threshold,
 )
 from weakseg.ops.tiles import Span, spans, stitch
@@ -51,10 +52,11 @@ __all__ = [
     "ThresholdSweep",
     "View",
     "add_background",
-    "agreement_threshold",
     "box_iou",
     "boxes",
+    "colour_contrast",
     "confusion_matrix",
+    "contrast_threshold",
     "dense_crf",
     "dense_crf_from_labels",
     "dense_crf_many",

@@ -2,7 +2,7 @@
 
 Most criteria look at one histogram: how many pixels have which best foreground score. Pixels without
 any evidence (scores of zero) take no part, unless it says otherwise: where there is no evidence
-there is nothing to split. One looks at maps of the same images at two scales.
+there is nothing to split. One looks at the images' colours.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import cv2
 import numpy as np
 
 __all__ = [
     "CRITERIA",
     "Criterion",
     "ThresholdCurve",
-    "agreement_threshold",
+    "colour_contrast",
+    "contrast_threshold",
     "label_free_threshold",
 ]
 
@@ -25,7 +27,8 @@ Criterion = Literal["cross-entropy", "expected-iou", "evidence", "variance"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 
-_LEAST, _MOST = 0.05, 0.75  # thresholds between which two scales are compared
+_STEPS = 100  # of thresholds, where colours are compared
+_LEAST, _MOST = 0.05, 0.75  # the lowest and the highest of them
 
 
 @dataclass(frozen=True)
@@ -89,33 +92,44 @@ def label_free_threshold(
     return ThresholdCurve(float(thresholds[values.argmin()]), thresholds, values)
 
 
-def agreement_threshold(joint: np.ndarray) -> ThresholdCurve | None:
-    """The threshold at which the foregrounds of two scales agree best, beyond chance.
+def colour_contrast(image: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """(100,) share of the variance of an image's colours that lies between the two sides.
 
-    At a threshold let a be the foreground's share of all pixels (the mean of both scales) and IoU
-    that of the two foregrounds, over all images together. Two unrelated foregrounds of that share
-    have ``chance = a / (2 - a)``; the criterion is ``-(IoU - chance) / (1 - chance)``. Maps of a
-    network that knows whole objects agree up to high thresholds; where only the most telling part
-    lights up, scales agree in the pale rest alone, and the threshold falls.
+    With w the share of pixels whose score is above a threshold, m1 and m0 the mean colours (CIE Lab)
+    above and below it, and v the sum of the channels' variances: ``w (1 - w) |m1 - m0|^2 / v``, for
+    thresholds in steps of .01. Zero where one side is empty, and for an image of one colour.
 
     Args:
-        joint: (T, T) counts of pixels by best score at one scale (rows) and at another, T even bins
-            over [0, 1].
+        image: (H, W, 3) uint8 RGB.
+        best: (H, W) best foreground score, in [0, 1].
+    """
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
+    steps = np.minimum((best * _STEPS).astype(np.int64), _STEPS - 1).ravel()
+    # Sums of what lies below each threshold; below the first there is nothing.
+    below = np.concatenate([[0], np.bincount(steps, minlength=_STEPS).cumsum()[:-1]]) / steps.size
+    sums = np.stack([np.bincount(steps, c, _STEPS).cumsum() for c in lab.T], 1) / steps.size
+    mean, sums = sums[-1], np.concatenate([np.zeros((1, 3)), sums[:-1]])
+    sides = below * (1 - below)
+    with np.errstate(all="ignore"):
+        between = ((sums - below[:, None] * mean) ** 2).sum(1) / sides
+    share = between / max(float(lab.var(0).sum()), 1e-6)
+    return np.where(sides > 0, np.nan_to_num(share, posinf=0, neginf=0), 0.0)
+
+
+def contrast_threshold(contrast: np.ndarray) -> ThresholdCurve | None:
+    """The threshold of the largest mean :func:`colour_contrast` of all images.
+
+    Args:
+        contrast: (100,) sum or mean over images.
 
     Returns:
-        The threshold with its curve; ``None`` where there is no foreground at any threshold.
+        The threshold, between .05 and .75, with its curve (negative); ``None`` without contrast.
     """
-    both = np.asarray(joint, np.float64) + np.asarray(joint, np.float64).T
-    above = both[::-1, ::-1].cumsum(0).cumsum(1)[::-1, ::-1].diagonal()
-    one = both.sum(1)[::-1].cumsum()[::-1]
-    thresholds = np.arange(len(both)) / len(both)
-    inside = np.flatnonzero((thresholds >= _LEAST) & (thresholds < _MOST) & (one > 0))
-    if not len(inside) or one[inside[0]] == both.sum():
+    thresholds = np.arange(_STEPS) / _STEPS
+    inside = (thresholds >= _LEAST) & (thresholds < _MOST)
+    values = -contrast[inside]
+    if not values.min() < 0:
         return None
-    share = one[inside] / both.sum()
-    iou = above[inside] / (2 * one[inside] - above[inside])
-    chance = share / (2 - share)
-    values = -(iou - chance) / np.maximum(1 - chance, 1e-9)
     return ThresholdCurve(float(thresholds[inside][values.argmin()]), thresholds[inside], values)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import track
-from weakseg.data.images import write_mask
-from weakseg.data.samples import Collection
+from weakseg.data.images import read_image, write_mask
+from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.files import atomic_path, write_json
 from weakseg.ops import (
     Criterion,
     ThresholdCurve,
-    agreement_threshold,
+    colour_contrast,
+    contrast_threshold,
     label_free_threshold,
     power_threshold,
 )
@@ -28,7 +28,7 @@ from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.score import Masked, Scored, score_masks, write_quality
-from weakseg.stages.seeds import AGREEMENT, scores_path, stable_lot
+from weakseg.stages.seeds import scores_path, stable_lot
 
 __all__ = [
     "CORRECTED",
@@ -40,7 +40,7 @@ __all__ = [
     "mask_files",
     "masks",
     "masks_inputs",
-    "rule_inputs",
+    "rule_settings",
     "score",
     "training_inputs",
 ]
@@ -61,6 +61,7 @@ _WHY: dict[Criterion, str] = {
     "evidence": "the geometric mean of the mean score and the mean positive score",
     "variance": "the split of all positive scores with the largest variance between its parts",
 }
+_LOOKED_AT, _SIDE = 2000, 256  # images whose colours are compared, and their longer side
 _ESTIMATED = 2000  # masks whose quality a run estimates by itself; `weakseg score RUN` does all
 
 
@@ -94,7 +95,7 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         "masks",
         {
             "scores": before.fingerprint if before else None,
-            **rule_inputs(recipe.masks, run.scores_folder(recipe.steps)),
+            "masks": rule_settings(recipe.masks),
             "images": images.fingerprint(),
         },
         seed=recipe.seed,
@@ -130,18 +131,15 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
-def rule_inputs(config: MasksConfig, scores: Path) -> dict[str, Any]:
-    """What decides the threshold, beside the scores themselves.
+def rule_settings(config: MasksConfig) -> dict[str, Any]:
+    """What decides the threshold, beside scores and images.
 
     The criterion of earlier versions goes without saying, so that their masks stay as they are.
     """
     settings = config.model_dump(mode="json")
     if config.criterion == "cross-entropy":
         del settings["criterion"]
-    if config.criterion != "auto" or config.rule != "label-free":
-        return {"masks": settings}
-    two = _of_two_scales(scores.parent / AGREEMENT)
-    return {"masks": settings, "two scales": None if two is None else two.threshold}
+    return settings
 
 
 def edited_in_place(run: RunFolder) -> bool:
@@ -244,7 +242,7 @@ def choose_rule(config: MasksConfig, scores: Path, images: Collection) -> Rule:
         threshold = power_threshold(config.alpha)
         why = f"background score (1 - max)^{config.alpha:g}, which equals this threshold"
     else:
-        return _label_free(config, histogram, scores.parent / AGREEMENT)
+        return _label_free(config, histogram, scores, images)
     return Rule(config.rule, threshold, config.margin, why, histogram.tolist())
 
 
@@ -254,20 +252,17 @@ def _have_background(scores: Path, images: Collection) -> bool:
     return first is not None and first.background() is not None
 
 
-def _label_free(config: MasksConfig, histogram: np.ndarray, agreement: Path) -> Rule:
+def _label_free(
+    config: MasksConfig, histogram: np.ndarray, scores: Path, images: Collection
+) -> Rule:
     name: Criterion = "expected-iou" if config.criterion == "auto" else config.criterion
     curve = label_free_threshold(histogram, name)
     if curve is None:
         why = "the scores are all alike, so nothing could be learnt from them: the recipe's masks.threshold"
         return Rule("constant", config.threshold, config.margin, why, histogram.tolist())
     threshold, why = curve.threshold, f"{_WHY[name]}; no mask was looked at"
-    two = _of_two_scales(agreement) if config.criterion == "auto" else None
-    if two is not None:
-        threshold = (curve.threshold + two.threshold) / 2
-        why = (
-            f"halfway between {curve.threshold:.2f}, {_WHY[name]}, and {two.threshold:.2f}, where "
-            "maps of two scales agree best beyond chance; no mask was looked at"
-        )
+    if config.criterion == "auto":
+        threshold, why = _median(curve, histogram, scores, images)
     criterion = {
         "name": _NAMES[name],
         "thresholds": curve.thresholds.round(4).tolist(),
@@ -276,14 +271,37 @@ def _label_free(config: MasksConfig, histogram: np.ndarray, agreement: Path) -> 
     return Rule(config.rule, threshold, config.margin, why, histogram.tolist(), criterion)
 
 
-def _of_two_scales(file: Path) -> ThresholdCurve | None:
-    """What the seeds stage left beside the scores; there is nothing beside refined ones."""
-    try:
-        joint = np.asarray(json.loads(file.read_text(encoding="utf-8"))["joint"], np.int64)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None
-    square = joint.ndim == 2 and joint.shape[0] == joint.shape[1] and joint.sum() > 0
-    return agreement_threshold(joint) if square else None
+def _median(
+    expected: ThresholdCurve, histogram: np.ndarray, scores: Path, images: Collection
+) -> tuple[float, str]:
+    """The middle one of three thresholds, and why."""
+    evidence = label_free_threshold(histogram, "evidence")
+    contrast = contrast_threshold(_contrast(scores, images))
+    found = {
+        _WHY["expected-iou"]: expected,
+        _WHY["evidence"]: evidence,
+        "where colours of the two sides differ most": contrast,
+    }
+    said = {why: curve.threshold for why, curve in found.items() if curve is not None}
+    words = ", ".join(f"{value:.2f} ({why})" for why, value in said.items())
+    middle = sorted(said.values())[(len(said) - 1) // 2]
+    return middle, f"as the middle one of {words}; no mask was looked at"
+
+
+def _contrast(scores: Path, images: Collection) -> np.ndarray:
+    """Sum of the colour contrast of a few images, drawn by a fixed lot."""
+    chosen = sorted((s for s in images if s.tags), key=lambda s: stable_lot(s.id))[:_LOOKED_AT]
+
+    def one(sample: Sample) -> np.ndarray:
+        image = read_image(sample.image, max_side=_SIDE)
+        seed = read_scores(scores_path(scores, sample.id)).resized(image.shape[:2])
+        return colour_contrast(image, seed.best()[0])
+
+    total = np.zeros(100)
+    with ThreadPoolExecutor() as pool:
+        for contrast in track(pool.map(one, chosen), "colours", len(chosen)):
+            total += contrast
+    return total
 
 
 def _best_scores(scores: Path, images: Collection) -> Iterator[np.ndarray]:

@@ -40,7 +40,7 @@ from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.affinity import AffinityConfig, network_folder, network_stage, train_affinity
 from weakseg.stages.batches import ahead, pick_device
-from weakseg.stages.masks import choose_rule, rule_inputs
+from weakseg.stages.masks import choose_rule, rule_settings
 from weakseg.stages.seeds import scores_path
 from weakseg.stages.train import PACE
 from weakseg.training.affinity import AffinityLearner
@@ -306,7 +306,7 @@ def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             {"name": section["name"]} | step.config.model_dump(mode="json", exclude={"train": PACE})
             for section, step in zip(recipe.refine, chain, strict=True)
         ],
-        "masks": _rule_settings(recipe) if _needs("threshold", chain) else None,
+        "masks": rule_settings(_masks_rule(recipe)) if _needs("threshold", chain) else None,
         "max_side": recipe.seeds.max_side,
         "train": _trained(run) if _needs_classifier(recipe, chain) else None,
         "backbone": recipe.backbone.model_dump(mode="json") if _needs("affinity", chain) else None,
@@ -337,13 +337,6 @@ def _masks_rule(recipe: Recipe) -> MasksConfig:
     own = recipe.masks.criterion
     kept = "cross-entropy" if own == "auto" else own
     return recipe.masks.model_copy(update={"criterion": kept})
-
-
-def _rule_settings(recipe: Recipe) -> dict[str, Any]:
-    """What decides the steps' threshold; the usual criterion goes without saying."""
-    settings = rule_inputs(_masks_rule(recipe), Path())["masks"]
-    assert isinstance(settings, dict)
-    return settings
 
 
 class _Work:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from weakseg.console import Bar, console, track
-from weakseg.data.images import image_size, read_image
+from weakseg.data.images import image_size
 from weakseg.data.published import (
     Format,
     Published,
@@ -25,7 +24,6 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
 from weakseg.export.model import load
-from weakseg.files import write_json
 from weakseg.inference import Predictor, evaluating, multi_scale
 from weakseg.methods import Maps
 from weakseg.recipe import Recipe, SeedsConfig
@@ -34,19 +32,12 @@ from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 
 _LEAST = 1e-6
-_STEPS = 100  # of scores, where two scales are compared
-
-AGREEMENT_IMAGES = 64
-AGREEMENT = "agreement.json"
-"""Beside the scores: what two scales of a few images say of each other, for the threshold."""
 
 __all__ = [
-    "AGREEMENT",
     "check_settings",
     "classification_f1",
     "gated",
     "make_seeds",
-    "scale_agreement",
     "scores_path",
     "seeds",
     "stable_lot",
@@ -98,9 +89,6 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
         make_seeds(model, images, recipe.seeds, stage.folder / "scores")
-        joint = scale_agreement(model, images, recipe.seeds)
-        if joint is not None:
-            write_json(stage.folder / AGREEMENT, {"joint": joint.tolist()})
         stage.results |= {
             "images": len(images),
             "scales": list(recipe.seeds.scales),
@@ -140,46 +128,6 @@ def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, fo
             bar.step(len(group))
         for future in written:
             future.result()
-
-
-def scale_agreement(
-    predictor: Predictor, images: Collection, config: SeedsConfig, count: int = AGREEMENT_IMAGES
-) -> np.ndarray | None:
-    """(100, 100) counts of pixels by best tagged score at the image's size and at half of it.
-
-    Of a few tagged images, drawn by a fixed lot: enough to set a threshold by
-    (:func:`weakseg.ops.agreement_threshold`). ``None`` where the head gives a background map.
-    """
-    tagged = sorted((s for s in images if s.tags), key=lambda s: stable_lot(s.id))[:count]
-    column = {name: k for k, name in enumerate(images.classes)}
-    joint = np.zeros((_STEPS, _STEPS), np.int64)
-    with evaluating(predictor.model) as model:
-        for sample in track(tagged, "two scales", len(tagged)):
-            pixels = torch.from_numpy(read_image(sample.image, max_side=config.max_side))
-            pixels = pixels.permute(2, 0, 1)[None].to(predictor.device)
-            size = (
-                -(-pixels.shape[-2] // config.stride),
-                -(-pixels.shape[-1] // config.stride),
-            )
-            bins = []
-            for scale in (1.0, 0.5):
-                maps = multi_scale(
-                    model,
-                    pixels,
-                    predictor.normalise,
-                    scales=(scale,),
-                    flip=True,
-                    size=size,
-                    head=config.head,
-                )
-                if maps.background is not None:
-                    return None
-                best = maps.scores[0][[column[tag] for tag in sample.tags or ()]].amax(0)
-                bins.append((best * _STEPS).long().clamp(max=_STEPS - 1).cpu().numpy())
-            joint += np.bincount((bins[0] * _STEPS + bins[1]).ravel(), minlength=_STEPS**2).reshape(
-                _STEPS, _STEPS
-            )
-    return joint
 
 
 def stable_lot(name: str) -> str:
