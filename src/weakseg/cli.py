@@ -189,12 +189,14 @@ def refine(folder: Path, /, *, sets: Sets = ()) -> None:
 def masks(folder: Path, /, *, sets: Sets = ()) -> None:
     """Write the masks of a run, with what comes before them (--set masks.rule=constant ...)."""
     _until("masks", folder, sets)
+    _show_summary(folder)
 
 
 @app.command
 def segment(folder: Path, /, *, sets: Sets = ()) -> None:
     """Train the segmenter of a run on its masks, with what comes before it."""
     _until("segment", folder, sets)
+    _show_summary(folder)
 
 
 @app.command
@@ -323,6 +325,7 @@ def import_masks(
     into: Path,
     format: str = "auto",
     empty: Annotated[bool, Parameter(negative="")] = False,
+    confirmed: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Bring corrected masks back into a run, for `weakseg segment` to train on.
 
@@ -331,15 +334,22 @@ def import_masks(
         into: The run; masks land in its folder `corrected`.
         format: auto, masks (indexed PNG files), coco, cvat, labelstudio, voc or yolo-seg.
         empty: Take images without any label as background even where their tags name classes.
+        confirmed: Keep unchanged masks too, as looked at and right.
     """
+    from weakseg.data.sources import count
     from weakseg.stages.annotation import import_masks as bring_in
     from weakseg.stages.check import collect
 
     recipe = _recipe_of(into)
-    found = bring_in(RunFolder(into), recipe, collect(recipe.data), source, format, empty)
+    found = bring_in(
+        RunFolder(into), recipe, collect(recipe.data), source, format, empty, confirmed
+    )
     for note in found.notes:
         console.print(f"[dim]{escape(note)}[/dim]")
-    print(f"{len(found.ids)} corrected masks from {found.format} in {into / 'corrected'}")
+    masks = count(len(found.ids), "corrected mask")
+    print(f"{masks} from {found.format} in {into / 'corrected'}")
+    if found.unchanged:
+        console.print(f"{count(found.unchanged, 'mask')} left out, as they are unchanged")
     console.print(f"next: weakseg segment {escape(str(into))}")
 
 

@@ -36,7 +36,7 @@ SURFACE = {
         "--images",
         "--classes",
     },
-    "import-masks": {"--into", "--format", "--empty"},
+    "import-masks": {"--into", "--format", "--empty", "--confirmed"},
     "init": {"--like"},
     "masks": {"--set"},
     "methods": set(),

@@ -118,7 +118,9 @@ def test_masks_come_back_pixel_by_pixel(name, objects, masks):
         made.options = Options(objects=objects, unsure="label")
         export_masks(made, name, folder / "out")
         run, recipe = new_run(folder)
-        found = import_masks(run, recipe, collection, exported(name, folder / "out"), name)
+        found = import_masks(
+            run, recipe, collection, exported(name, folder / "out"), name, confirmed=True
+        )
         back = corrected(run)
         assert set(back) == set(found.ids) == {s.id for s in collection}
         for item, mask in zip(made.items, masks, strict=True):
@@ -131,7 +133,7 @@ def test_the_format_is_recognised(name, tmp_path):
     made.options = Options(unsure="label")
     export_masks(made, name, tmp_path / "out")
     run, recipe = new_run(tmp_path)
-    found = import_masks(run, recipe, collection, exported(name, tmp_path / "out"))
+    found = import_masks(run, recipe, collection, exported(name, tmp_path / "out"), confirmed=True)
     # VOC's tree with a label map is what CVAT writes too; both are read by the same function.
     assert found.format == ("cvat" if name == "voc" else name)
     assert len(found.ids) == 3
@@ -151,7 +153,7 @@ def test_unsure_pixels_are_kept_or_dropped_and_said(name, tmp_path):
     assert bool(said) == (name not in NATIVE)
     assert b"unsure" not in text, "no label is made up"
     run, recipe = new_run(tmp_path)
-    import_masks(run, recipe, collection, exported(name, tmp_path / "out"), name)
+    import_masks(run, recipe, collection, exported(name, tmp_path / "out"), name, confirmed=True)
     expected = mask if name in NATIVE else np.where(mask == 255, 0, mask)
     assert (corrected(run)["cat/001"] == expected).all()
 

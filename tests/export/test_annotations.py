@@ -46,6 +46,7 @@ def one(tmp_path):
         folder = tmp_path
 
         def bring(self, source, format="auto", **options):
+            options = {"confirmed": True} | options
             return import_masks(run, recipe, collection, source, format, **options)
 
         def back(self):
@@ -245,10 +246,10 @@ def test_a_listed_image_without_a_mask_was_left_empty(tmp_path):
     )
     members["ImageSets/Segmentation/default.txt"] = '"cat/001"\ndog/001 1\ngröße 1/a b\n'.encode()
     source = pack(tmp_path / "e.zip", members)
-    found = import_masks(run, recipe, collection, source)
+    found = import_masks(run, recipe, collection, source, confirmed=True)
     assert set(found.ids) == {"cat/001", "dog/001"}, "dog/001 is a confirmed negative"
     assert "1 image left out" in found.notes[0] and "größe 1/a b" in found.notes[0]
-    found = import_masks(run, recipe, collection, source, empty=True)
+    found = import_masks(run, recipe, collection, source, empty=True, confirmed=True)
     assert len(found.ids) == 3 and not corrected(run)["größe 1/a b"].any()
 
 

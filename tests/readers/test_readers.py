@@ -97,7 +97,7 @@ def test_what_the_tool_exports_comes_back(kind, tmp_path):
     np.savez(tmp_path / "given.npz", labels=labels, **given)
     tool("write", kind, tmp_path / "given.npz", tmp_path / "exported")
     run, recipe = new_run(tmp_path)
-    found = import_masks(run, recipe, collection, tmp_path / "exported")
+    found = import_masks(run, recipe, collection, tmp_path / "exported", confirmed=True)
     assert found.format == kind
     back = corrected(run)
     for name, mask in zip(NAMES, masks, strict=True):

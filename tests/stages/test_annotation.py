@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,8 +95,38 @@ def test_a_method_that_is_its_own_segmenter_has_no_use_for_them(masked, tiny):
     run, collection = masked
     off = tiny.segmenter.model_copy(update={"enabled": False})
     recipe = tiny.model_copy(update={"segmenter": off})
-    found = import_masks(run, recipe, collection, run.stage_folder("masks") / "masks")
+    own = run.stage_folder("masks") / "masks"
+    found = import_masks(run, recipe, collection, own, confirmed=True)
     assert "trains no segmenter" in found.notes[-1]
+
+
+def test_what_nobody_changed_stays_the_runs_own(masked, tiny, tmp_path):
+    run, collection = masked
+    made = run.stage_folder("masks") / "masks"
+    first, second, *_ = collection.split("train")
+    write_mask(made / f"{second.id}.png", np.where(np.eye(64) > 0, 255, 1).astype(np.uint8))
+    with pytest.raises(UserError, match="none differs from the run's"):
+        import_masks(run, tiny, collection, made)
+    assert not (run.path / "corrected").exists()
+    edited = tmp_path / "edited"
+    shutil.copytree(made, edited)
+    write_mask(edited / f"{first.id}.png", np.ones((64, 64), np.uint8))
+    # Unsure pixels come back as background from most formats: nobody changed them either.
+    write_mask(edited / f"{second.id}.png", (np.eye(64) == 0).astype(np.uint8))
+    found = import_masks(run, tiny, collection, edited)
+    assert (found.ids, found.unchanged) == ((first.id,), 23)
+    assert [p.stem for p in (run.path / "corrected").rglob("*.png")] == [first.id.split("/")[-1]]
+
+
+def test_predictions_of_an_earlier_network_are_not_exported(tiny, tmp_path):
+    run = RunFolder(run_recipe(tiny, tmp_path / "run").folder)
+    collection = collect(tiny.data)
+    assert run_masks(run, tiny, collection, "predict").items
+    write_mask(tmp_path / "fixed" / f"{collection[0].id}.png", np.ones((64, 64), np.uint8))
+    import_masks(run, tiny, collection, tmp_path / "fixed", confirmed=True)
+    run_recipe(tiny, run.path, until="segment")
+    with pytest.raises(UserError, match="older than the network"):
+        run_masks(run, tiny, collection, "predict")
 
 
 def test_the_command_line(masked, tmp_path, capsys):

@@ -119,6 +119,12 @@ def _table_path(labels: str | Path | None, root: Path, notes: list[str]) -> Path
         if (root / name).is_file():
             notes.append(f"Tags are taken from {name}, which stands in the image folder.")
             return root / name
+    for name in _TABLES:
+        if (root.resolve().parent / name).is_file():
+            notes.append(
+                f"{name}, which stands beside the image folder, is not used: give it after the "
+                "folder (labels) if it holds the tags."
+            )
     return None
 
 

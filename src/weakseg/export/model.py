@@ -282,7 +282,7 @@ def _load(folder: Path) -> Model:
             mend="copy the model folder again",
         )
     threshold = inference["threshold"]
-    if threshold is None:
+    if threshold is None and config["task"] == "method":
         threshold, rule = _rule_of_run(folder.absolute(), model.heads[0])
         details = details if rule is None else {**details, "threshold rule": rule}
     return Model(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weakseg.console import track
-from weakseg.data.images import image_size, write_mask
+from weakseg.data.images import image_size, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import NameIndex, count, sample_id
 from weakseg.errors import UserError
@@ -41,6 +41,7 @@ from weakseg.export.annotations import (
 from weakseg.export.annotations.tree import shorten
 from weakseg.files import write_json
 from weakseg.methods import needs_segmenter
+from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import Recipe
 from weakseg.registry import suggest
 from weakseg.runfolder import RunFolder
@@ -84,6 +85,8 @@ def run_masks(
         UserError: The stage is not done, or the splits have no such masks.
     """
     run.require(of)
+    if of == "predict":
+        _require_current(run, recipe)
     unknown = [split for split in splits if split not in collection.splits]
     if unknown:
         raise UserError(
@@ -104,6 +107,19 @@ def run_masks(
             mend="only the images that are trained on have masks; --of predict exports predictions",
         )
     return MaskSet(collection.classes, items)
+
+
+def _require_current(run: RunFolder, recipe: Recipe) -> None:
+    """Raises a UserError where the network was trained again after it predicted."""
+    network = "segment" if needs_segmenter(recipe.method, recipe.segmenter_wanted) else "train"
+    trained, predicted = run.record(network), run.record("predict")
+    assert predicted is not None
+    if trained is None or predicted.inputs.get(network) != trained.fingerprint:
+        raise UserError(
+            "the predictions are older than the network",
+            where=run.path,
+            mend=f"make them again: weakseg run {run.recipe_file} --out {run.path}",
+        )
 
 
 def folder_masks(masks: Path, images: Path, classes: Path | None) -> MaskSet:
@@ -235,11 +251,13 @@ class Imported:
     Attributes:
         format: How the source was read.
         ids: Images whose masks were imported.
+        unchanged: How many masks are as the run has them, and were left out.
         notes: What the user should know.
     """
 
     format: str
     ids: tuple[str, ...]
+    unchanged: int
     notes: tuple[str, ...]
 
 
@@ -250,8 +268,12 @@ def import_masks(
     source: Path,
     format: str = "auto",
     empty: bool = False,
+    confirmed: bool = False,
 ) -> Imported:
     """Brings corrected masks into ``RUN/corrected``: all of them, or none.
+
+    Tools export whole tasks, so masks that are as the run has them are left out: else nobody's
+    masks would stay behind when the run's own get better.
 
     Args:
         run: The run.
@@ -260,9 +282,10 @@ def import_masks(
         source: What the tool exported.
         format: Name of the format, or ``auto``.
         empty: Take images without any label as background even where their tags name classes.
+        confirmed: Keep unchanged masks too: somebody has looked at each.
 
     Raises:
-        UserError: Anything does not fit; names everything that does not.
+        UserError: Nothing was changed, or anything does not fit; names everything that does not.
     """
     tree = open_tree(source)
     name = _detect(tree) if format == "auto" else _reader(format)
@@ -275,11 +298,36 @@ def import_masks(
             raise UserError(
                 "holds no corrected mask" + (": no image has a label" if skipped else ""),
                 where=source,
-                mend="correct and save some images first"
+                mend="correct and save some images first, and give what the tool exported, not "
+                "what weakseg wrote"
                 + ("; --empty takes images without labels as background" if skipped else ""),
             )
+        same = set() if confirmed else {key for key in taken if _unchanged(run, folder, key)}
+        if same == taken:
+            raise UserError(
+                f"{count(len(same), 'mask')}, and none differs from the run's",
+                where=source,
+                mend="correct and save some images first; --confirmed keeps masks that are right",
+            )
+        for key in same:
+            (folder / f"{key}.png").unlink()
+        taken -= same
         _merge(run.path / CORRECTED, folder, source, name, sorted(taken))
-    return Imported(name, tuple(sorted(taken)), tuple(_notes(taken, skipped, recipe, collection)))
+    notes = tuple(_notes(taken, skipped, recipe, collection))
+    return Imported(name, tuple(sorted(taken)), len(same), notes)
+
+
+def _unchanged(run: RunFolder, folder: Path, key: str) -> bool:
+    """Whether a mask is the one that the segmenter is trained on already.
+
+    Formats without unsure pixels bring them back as background.
+    """
+    for kept in (run.path / CORRECTED, run.stage_folder("masks") / "masks"):
+        if (kept / f"{key}.png").is_file():
+            old, new = read_mask(kept / f"{key}.png"), read_mask(folder / f"{key}.png")
+            unsure = (old == IGNORE) & ((new == 0) | (new == IGNORE))
+            return old.shape == new.shape and bool(((old == new) | unsure).all())
+    return False
 
 
 def _reader(format: str) -> str:
@@ -367,6 +415,8 @@ def _take(
         for fault in track(pool.map(write, chosen.values()), "import", len(chosen)):
             if fault is not None:
                 mend = "export masks at the size of the images, with the run's classes"
+                if "colours" in fault:
+                    mend = "save them as indexed (palette) PNG files of class ids"
                 problems.add("masks that do not fit", fault, mend)
     return set(chosen), skipped
 
