@@ -285,6 +285,7 @@ def test_a_stage_command_goes_on_with_a_run(tiny, tmp_path, capsys):
         == 0
     )
     assert json.loads((tmp_path / "run" / "5-masks" / "rule.json").read_text())["threshold"] == 0.4
+    assert str(tmp_path / "run" / "5-masks" / "masks") in capsys.readouterr().out
     assert _call("sweep", tmp_path / "run", "--thresholds", 10) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "threshold,miou,fp,fn"
