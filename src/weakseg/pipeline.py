@@ -8,10 +8,11 @@ there are any, are opened by the check (do they fit?), the evaluation and the re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -96,6 +97,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     run = RunFolder(folder)
     collection = collect(recipe.data)
     box_source(recipe, collection)  # so is what the data must have
+    _say_changes(run, recipe)
     write_recipe(run, recipe)
     with run.locked():
         _run_stages(run, recipe, collection, until)
@@ -144,6 +146,32 @@ def stages_of(
             f"this run has no stage {until!r}", mend=_WANTING.get(until) or suggest(until, names)
         )
     return stages[: names.index(until) + 1]
+
+
+def _say_changes(run: RunFolder, recipe: Recipe) -> None:
+    """Settings that differ from those of the run so far: a forgotten --set shows itself here."""
+    if not run.recipe_file.exists():
+        return
+    try:
+        before = _flat(load_recipe(run.recipe_file).model_dump(mode="json"))
+    except UserError:  # of another version
+        return
+    now = _flat(recipe.model_dump(mode="json"))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        shown = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed[:8])
+        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        console.print(f"  settings that differ from this run's: {escape(shown)}{more}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _refuse_other_data(run: RunFolder, recipe: Recipe) -> None:

@@ -101,3 +101,11 @@ def test_masks_of_a_run_from_before_the_criterion_stay(run):
     run.recipe_file.write_text(json.dumps(older))
     run_recipe(load_recipe(run.recipe_file), run.path)
     assert run.record("masks") == record
+
+
+def test_a_finished_training_is_not_cleared_for_one_that_cannot_start(run, tmp_path, capsys):
+    recipe = load_recipe(run.recipe_file, sets=[f"backbone.weights={tmp_path / 'none.pth'}"])
+    with pytest.raises(UserError, match=r"none\.pth"):
+        run_recipe(recipe, run.path)
+    assert (run.stage_folder("train") / "model" / "model.safetensors").is_file()
+    assert "backbone.weights: None ->" in " ".join(capsys.readouterr().err.split())

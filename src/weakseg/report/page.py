@@ -336,7 +336,12 @@ def _threshold_charts(facts: Facts) -> Iterator[Chart]:
             x_range=(0.0, 1.0),
             marks=chosen,
         )
-        yield Chart("What the rule looked at", svg, note="From scores and tags alone.")
+        yield Chart(
+            "What the rule looked at",
+            svg,
+            note="The one of its criteria that has a curve over all thresholds, or the only one. No "
+            "mask was looked at.",
+        )
     if sweep is not None:
         yield _sweep_chart(facts, chosen)
 

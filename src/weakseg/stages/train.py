@@ -62,6 +62,8 @@ def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     stage = run.stage("train", given or inputs(recipe, images), seed=recipe.seed)
     if stage.finished:
         return stage
+    if given is None and stage.previous is not None and stage.previous.status == "done":
+        _make_model(recipe, images)  # a finished training is cleared for one that can start
     with stage.working():
         if given is not None:
             stage.results |= project(stage.folder, recipe, images)
@@ -178,13 +180,17 @@ def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
     }
 
 
+def _make_model(recipe: Recipe, images: Collection) -> Trainable:
+    model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
+    _start_from(model, recipe.train)
+    return model
+
+
 def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
     config = recipe.train
 
     def make_model() -> Trainable:
-        model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
-        _start_from(model, config)
-        return model
+        return _make_model(recipe, images)
 
     def make_data(model: Trainable) -> TrainingImages:
         return TrainingImages(images, augment_for(model, config), derive_seed(recipe.seed, "train"))
