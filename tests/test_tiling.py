@@ -276,5 +276,7 @@ def test_memory_is_that_of_the_image_and_its_mask(tmp_path: Path):
     )
     before, after = map(float, child.stdout.split())
     pixels = side * side / 2**20
-    assert after - before < 9 * pixels + 60
+    # The allocator adds up to 75 MiB of its own; all probabilities at once would add 12 bytes a pixel
+    # to that.
+    assert after - before < 9 * pixels + 105
     assert after - before > 4 * pixels  # the image was there
