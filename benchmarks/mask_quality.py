@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rows import append, commit, device
 from scipy.stats import spearmanr
-from thresholds import collection_of, named
+from thresholds import collection_of, data_arguments, named
 
 from weakseg.data.images import read_mask, write_mask
 from weakseg.data.samples import Collection, Sample
@@ -39,11 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--data", choices=("shapes", "shapes-held-out", "voc", "voc-val"), required=True
-    )
-    parser.add_argument("--voc", type=Path, default=Path("../shared/data/voc2012-subset"))
-    parser.add_argument("--list", default="", help="of the VOC subset, such as report_320")
+    data_arguments(parser)
     parser.add_argument("--masks", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()

@@ -31,7 +31,7 @@ from rows import append, commit, device
 
 from weakseg.console import track
 from weakseg.data.images import read_image
-from weakseg.data.samples import Collection, Sample
+from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import read_scores
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating, multi_scale
@@ -50,7 +50,7 @@ from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import read_list, sweep
 from weakseg.stages.masks import choose_rule
-from weakseg.stages.seeds import make_seeds, scores_path, stable_lot
+from weakseg.stages.seeds import make_seeds, scores_path
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.csv"
 BINS, STEPS, SIDE = 256, 100, 256
@@ -64,11 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--data", choices=("shapes", "shapes-held-out", "voc", "voc-val"), required=True
-    )
-    parser.add_argument("--voc", type=Path, default=Path("../shared/data/voc2012-subset"))
-    parser.add_argument("--list", default="", help="of the VOC subset, such as tune_320")
+    data_arguments(parser)
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
     parser.add_argument("--scores", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--network", type=int, default=0, help="images for rules that ask it")
@@ -97,6 +93,15 @@ def main() -> None:
                 f"{100 * row['miou']:5.1f}  gap {100 * row['gap']:4.1f}",
                 file=sys.stderr,
             )
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which images: ``--data``, ``--voc`` and ``--list``."""
+    parser.add_argument(
+        "--data", choices=("shapes", "shapes-held-out", "voc", "voc-val"), required=True
+    )
+    parser.add_argument("--voc", type=Path, default=Path("../shared/data/voc2012-subset"))
+    parser.add_argument("--list", default="", help="of the VOC subset, such as tune_320")
 
 
 def collection_of(data: str, voc: Path, chosen: str) -> Collection:
@@ -297,7 +302,7 @@ def _two_scales(
 
     Of a few tagged images, drawn by a fixed lot. ``None`` where the head gives a background map.
     """
-    tagged = sorted((s for s in images if s.tags), key=lambda s: stable_lot(s.id))[:count]
+    tagged = sorted((s for s in images if s.tags), key=lambda s: lot(s.id))[:count]
     column = {name: k for k, name in enumerate(images.classes)}
     joint = np.zeros((STEPS, STEPS), np.int64)
     with evaluating(predictor.model) as model:

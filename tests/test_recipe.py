@@ -4,13 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from weakseg.errors import UserError
 from weakseg.methods import resolve
-from weakseg.recipe import Recipe, commented_yaml, data_values, load_recipe, shipped_recipes
+from weakseg.recipe import (
+    MasksConfig,
+    Recipe,
+    commented_yaml,
+    data_values,
+    load_recipe,
+    shipped_recipes,
+)
 from weakseg.training.config import TrainConfig
 
 OTHER = {
@@ -89,6 +97,14 @@ def test_a_complete_recipe_from_before_the_criterion_keeps_its_rule(tmp_path):
     assert load_recipe(kept).masks.criterion == "cross-entropy"
     assert load_recipe(kept, sets=["masks.criterion=auto"]).masks.criterion == "auto"
     assert load_recipe({"masks": {"rule": "label-free"}}).masks.criterion == "auto"
+
+
+def test_recipes_know_every_criterion():
+    """The recipe does not import torch, so it writes the names again."""
+    from weakseg.ops import CRITERIA
+
+    names = get_args(MasksConfig.model_fields["criterion"].annotation)
+    assert set(names) == {"auto", *CRITERIA}
 
 
 def test_the_commented_recipe_explains_itself():

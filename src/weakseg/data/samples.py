@@ -17,7 +17,7 @@ import numpy as np
 
 from weakseg.errors import UserError
 
-__all__ = ["IMAGE_SUFFIXES", "Box", "Collection", "Sample"]
+__all__ = ["IMAGE_SUFFIXES", "Box", "Collection", "Sample", "lot"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -140,3 +140,8 @@ class Collection:
                 stamp = (0, 0)
             digest.update(repr((s.id, s.tags, s.split, stamp)).encode())
         return digest.hexdigest()
+
+
+def lot(sample_id: str) -> str:
+    """A fixed lot, to draw a few images by: sort by it and take the first."""
+    return hashlib.sha256(sample_id.encode("utf-8", "surrogateescape")).hexdigest()

@@ -6,7 +6,6 @@ Class names are never drawn into pixels; the page shows them as chips beside the
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
 from collections import Counter
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from weakseg.data.images import read_image, read_mask, voc_palette
-from weakseg.data.samples import Sample
+from weakseg.data.samples import Sample, lot
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
 
@@ -69,7 +68,7 @@ def choose(samples: Iterable[Sample], classes: Sequence[str], count: int) -> lis
         classes: All class names.
         count: How many, at most.
     """
-    unused = {s.id: s for s in sorted(samples, key=lambda s: _lot(s.id)) if s.tags}
+    unused = {s.id: s for s in sorted(samples, key=lambda s: lot(s.id)) if s.tags}
     shown: Counter[str] = Counter()
     chosen: list[Sample] = []
     while unused and len(chosen) < count:
@@ -91,10 +90,6 @@ def _least_shown(samples: Iterable[Sample], classes: Sequence[str], shown: Count
 def _worth(sample: Sample, shown: Counter[str]) -> tuple[int, int]:
     tags = set(sample.tags or ())
     return min(2, sum(not shown[tag] for tag in tags)), -len(tags)
-
-
-def _lot(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 # --- pictures -------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from weakseg.data.images import read_mask
 from weakseg.files import atomic_path
 from weakseg.ops import MaskQuality
+from weakseg.report.page import render
 from weakseg.report.pictures import chip_colour, overlay, photo, thumbnail
 
 __all__ = ["write_quality_page"]
@@ -30,13 +30,6 @@ def write_quality_page(
         total: How many masks there are in all.
         classes: Names of the ids 1..K, where known.
     """
-    environment = Environment(
-        loader=PackageLoader("weakseg", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = []
     for place, (key, image, mask, quality) in enumerate(rows, start=1):
         rgb = thumbnail(image)
@@ -51,7 +44,7 @@ def write_quality_page(
                 "overlay": None if rgb is None else overlay(rgb, mask),
             }
         )
-    html = environment.get_template("quality.html.j2").render(rows=shown, total=total)
+    html = render("quality.html.j2", {"rows": shown, "total": total})
     with atomic_path(path) as temporary:
         temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from weakseg.console import track
 from weakseg.data.images import read_image, write_mask
-from weakseg.data.samples import Collection, Sample
+from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.files import atomic_path, write_json
 from weakseg.ops import (
@@ -28,7 +28,7 @@ from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.score import Masked, Scored, score_masks, write_quality
-from weakseg.stages.seeds import scores_path, stable_lot
+from weakseg.stages.seeds import scores_path
 
 __all__ = [
     "CORRECTED",
@@ -142,11 +142,6 @@ def rule_settings(config: MasksConfig) -> dict[str, Any]:
     return settings
 
 
-def edited_in_place(run: RunFolder) -> bool:
-    """Whether masks of the stage itself were changed by hand."""
-    return ", corrected: " in str(masks_inputs(run))
-
-
 def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[Scored]:
     """Sorts a run's masks by their estimated quality; those that were corrected are left out.
 
@@ -157,7 +152,7 @@ def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[
     """
     folder = run.stage_folder("masks")
     done = corrected_ids(run, images)
-    chosen = sorted((s for s in images if s.id not in done), key=lambda s: stable_lot(s.id))
+    chosen = sorted((s for s in images if s.id not in done), key=lambda s: lot(s.id))
     masked = [Masked(s.id, s.image, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
     return score_masks(masked)
 
@@ -167,11 +162,23 @@ def masks_inputs(run: RunFolder) -> str | None:
     made = run.record("masks")
     if made is None:
         return None
-    digest = made.results.get("digest")
-    if made.status != "done" or digest is None:
-        return made.fingerprint
+    edits = _edits(run)
+    return made.fingerprint if edits is None else f"{made.fingerprint}, corrected: {edits}"
+
+
+def edited_in_place(run: RunFolder) -> bool:
+    """Whether masks of the stage itself were changed by hand."""
+    return _edits(run) is not None
+
+
+def _edits(run: RunFolder) -> str | None:
+    """Digest of the stage's masks, where it is no longer the one that they were made with."""
+    made = run.record("masks")
+    digest = None if made is None or made.status != "done" else made.results.get("digest")
+    if digest is None:
+        return None
     now = _digest(run.stage_folder("masks") / "masks")
-    return made.fingerprint if now == digest else f"{made.fingerprint}, corrected: {now}"
+    return None if now == digest else now
 
 
 def corrected_ids(run: RunFolder, images: Collection) -> list[str]:
@@ -290,7 +297,7 @@ def _median(
 
 def _contrast(scores: Path, images: Collection) -> np.ndarray:
     """Sum of the colour contrast of a few images, drawn by a fixed lot."""
-    chosen = sorted((s for s in images if s.tags), key=lambda s: stable_lot(s.id))[:_LOOKED_AT]
+    chosen = sorted((s for s in images if s.tags), key=lambda s: lot(s.id))[:_LOOKED_AT]
 
     def one(sample: Sample) -> np.ndarray:
         image = read_image(sample.image, max_side=_SIDE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,6 @@ __all__ = [
     "make_seeds",
     "scores_path",
     "seeds",
-    "stable_lot",
 ]
 
 
@@ -128,11 +126,6 @@ def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, fo
             bar.step(len(group))
         for future in written:
             future.result()
-
-
-def stable_lot(name: str) -> str:
-    """A fixed lot by which a few images are drawn."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def scores_path(folder: Path, sample_id: str) -> Path:

@@ -260,19 +260,16 @@ def _plain(name: str) -> str:
 class Format(ABC):
     """One format; see the module's text."""
 
-    title: ClassVar[str]
-    """The tool or format in words, for the command line's help."""
-
     writes: ClassVar[bool] = True
     reads: ClassVar[bool] = True
 
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """Writes all masks into the folder ``out`` and returns what the user should know."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} writes, so it must define write()")
 
     def read(self, tree: Tree, labels: Labels, problems: Problems) -> Iterator[Found]:
         """Yields the corrected masks."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} reads, so it must define read()")
 
     @abstractmethod
     def fits(self, tree: Tree) -> bool:

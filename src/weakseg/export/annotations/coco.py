@@ -53,8 +53,6 @@ _AGAIN = "export it again as COCO instances (images, annotations, categories)"
 class Coco(Format):
     """See the module's text."""
 
-    title = "COCO instances JSON"
-
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """``annotations`` and ``images``."""
         objects = masks.options.objects or "component"

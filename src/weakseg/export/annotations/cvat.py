@@ -48,8 +48,6 @@ _MOST_OBJECTS = 254  # 255 is the colour of VOC's borders
 class Cvat(Format):
     """See the module's text."""
 
-    title = "CVAT, Segmentation mask 1.1"
-
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """``masks.zip`` and ``labels.json``."""
         objects = masks.options.objects or "component"

@@ -60,7 +60,6 @@ print(dataset)
 class FiftyOne(Format):
     """See the module's text."""
 
-    title = "FiftyOne, ImageSegmentationDirectory"
     reads = False
 
     def write(self, masks: MaskSet, out: Path) -> list[str]:

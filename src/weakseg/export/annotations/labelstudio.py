@@ -65,8 +65,6 @@ _AGAIN = "export the project again as JSON (not JSON-MIN)"
 class LabelStudio(Format):
     """See the module's text."""
 
-    title = "Label Studio, brush predictions"
-
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """``tasks.json`` and ``config.xml``."""
         objects = masks.options.objects or "class"

@@ -20,7 +20,6 @@ __all__ = ["Masks"]
 class Masks(Format):
     """See the module's text."""
 
-    title = "folder of indexed PNG masks"
     writes = False
 
     def fits(self, tree: Tree) -> bool:

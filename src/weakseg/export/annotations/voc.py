@@ -47,8 +47,6 @@ _AGAIN = "export it again as 'Segmentation mask 1.1' or PASCAL VOC"
 class Voc(Format):
     """See the module's text."""
 
-    title = "PASCAL VOC tree"
-
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """The tree."""
         lines: dict[str, list[str]] = {check_split(split): [] for split in masks.splits}

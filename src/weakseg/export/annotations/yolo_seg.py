@@ -53,8 +53,6 @@ _AGAIN = "export it again as YOLO segmentation, with its data.yaml"
 class YoloSeg(Format):
     """See the module's text."""
 
-    title = "YOLO segmentation"
-
     def write(self, masks: MaskSet, out: Path) -> list[str]:
         """The tree."""
 
