@@ -84,6 +84,12 @@ class Score:
     iou: tuple[float | None, ...]
     class_fp: tuple[float | None, ...]
     class_fn: tuple[float | None, ...]
+    head: str = ""
+    scales: tuple[float, ...] = ()
+    flip: bool = False
+    crf: str = "none"
+    tags: str = ""
+    f1: float | None = None
 
     @property
     def oracle(self) -> bool:
@@ -211,8 +217,8 @@ class Facts:
         return next((r for r in rows if r.split in splits), rows[0] if rows else None)
 
 
-def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
-    """Reads whatever is there."""
+def gather(run: RunFolder, collection: Collection, recipe: Recipe, *, losses: bool = True) -> Facts:
+    """Reads whatever is there; losses, whose logs are long, only where they are wanted."""
     records = {name: record for name in STAGES if (record := run.record(name)) is not None}
     results = _read_json(run.stage_folder("evaluate") / "results.json")
     facts = Facts(
@@ -231,7 +237,9 @@ def gather(run: RunFolder, collection: Collection, recipe: Recipe) -> Facts:
             "train": _losses(run.stage_folder("train")),
             "refine": _losses(run.stage_folder("refine") / "network"),
             "segment": _losses(run.stage_folder("segment")),
-        },
+        }
+        if losses
+        else {},
         date=_date(run),
         localised=tuple(
             _localised(row)
@@ -314,6 +322,12 @@ def _score(row: dict[str, Any]) -> Score:
         iou=_numbers(row, "iou"),
         class_fp=_numbers(row, "class_fp"),
         class_fn=_numbers(row, "class_fn"),
+        head=str(row.get("head") or ""),
+        scales=tuple(s for s in _numbers(row, "scales") if s is not None),
+        flip=row.get("flip") is True,
+        crf=str(row.get("crf") or "none"),
+        tags=str(row.get("tags") or ""),
+        f1=number(row.get("f1")),
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from weakseg.data.samples import Collection, Sample
+from weakseg.data.samples import Collection
 from weakseg.files import atomic_path
 from weakseg.recipe import Recipe
 from weakseg.report import words
 from weakseg.report.charts import COLOURS, Chart, Mark, Series, histogram, line_chart
 from weakseg.report.facts import Facts, Score, gather, number
-from weakseg.report.pictures import (
-    HEAT_STOPS,
-    Picture,
-    chip_colour,
-    choose,
-    heat_map,
-    mask_picture,
-    overlay,
-    photo,
-    thumbnail,
-)
+from weakseg.report.grid import COLUMNS, PictureGrid, grid, picture_row, shown
+from weakseg.report.pictures import HEAT_STOPS, chip_colour
 from weakseg.report.portrait import class_bars, portrait, problem_rows, size_words
 from weakseg.runfolder import STAGES, RunFolder
 
@@ -114,7 +104,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "sizes": size_words(facts.check),
         "problems": problem_rows(facts.check),
         "portrait": portrait(facts.check),
-        "columns": _COLUMNS,
+        "columns": COLUMNS,
         "pictures": _picture_grid(facts),
         "heat_stops": HEAT_STOPS,
         "threshold": list(_threshold_charts(facts)),
@@ -216,98 +206,32 @@ def _class_counts(facts: Facts) -> dict[str, dict[str, int]]:
 
 # --- pictures -------------------------------------------------------------------------------
 
-_COLUMNS = {
-    "image": "image",
-    "scores": "scores",
-    "refined": "refined scores",
-    "mask": "mask",
-    "overlay": "overlay",
-    "prediction": "prediction",
-    "truth": "ground truth",
-}
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """One image with everything that was made of it."""
-
-    id: str
-    tags: Sequence[str]
-    cells: dict[str, Picture | None] = field(default_factory=dict)
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class PictureGrid:
-    """Rows that share their columns."""
-
-    columns: list[str]
-    rows: list[PictureRow]
-
-
-def _grid(rows: list[PictureRow]) -> PictureGrid | None:
-    """Leaves out columns that no row has; ``None`` where there is no row."""
-    if not rows:
-        return None
-    used = [key for key in _COLUMNS if any(row.cells.get(key) for row in rows)]
-    return PictureGrid(used, rows)
-
 
 def _picture_grid(facts: Facts) -> PictureGrid | None:
-    samples = facts.train_samples
-    masks = facts.run.stage_folder("masks") / "masks"
-    made = [s for s in samples if os.path.isfile(masks / f"{s.id}.png")]  # whatever the name
-    chosen = choose(made or samples, facts.collection.classes, _SHOWN)
-    return _grid([_picture_row(facts, sample, tuple(_COLUMNS)) for sample in chosen])
-
-
-def _picture_row(
-    facts: Facts, sample: Sample, columns: Sequence[str], note: str = ""
-) -> PictureRow:
-    rgb = thumbnail(sample.image)
-    row = PictureRow(sample.id, sample.tags or (), note=note)
-    if rgb is None:
-        return row
-    size = (rgb.shape[0], rgb.shape[1])
-    folder = facts.run.stage_folder
-    mask = folder("masks") / "masks" / f"{sample.id}.png"
-    prediction = folder("predict") / "masks" / f"{sample.id}.png"
-    scores = facts.run.scores_folder() / f"{sample.id}.npz"
-    refined = facts.run.scores_folder(facts.recipe.steps) / f"{sample.id}.npz"
-    threshold = facts.threshold.value if facts.threshold is not None else None
-    makers = {
-        "image": lambda: photo(rgb),
-        "scores": lambda: heat_map(rgb, scores, threshold if refined == scores else None),
-        "refined": lambda: None if refined == scores else heat_map(rgb, refined, threshold),
-        "mask": lambda: mask_picture(mask, size),
-        "overlay": lambda: overlay(rgb, mask),
-        "prediction": lambda: mask_picture(prediction, size),
-        "truth": lambda: mask_picture(sample.mask, size),
-    }
-    row.cells.update({key: makers[key]() for key in columns})
-    return row
+    rows = [picture_row(facts, sample, tuple(COLUMNS)) for sample in shown(facts, _SHOWN)]
+    return grid(rows)
 
 
 def _worst_lists(facts: Facts) -> Iterator[tuple[str, PictureGrid]]:
     samples = {s.id: s for s in facts.collection if s.mask is not None}
-    shown = {"mask": ("Masks", "mask"), "segmenter": ("Predictions", "prediction")}
-    for stage, (title, column) in shown.items():
+    kinds = {"mask": ("Masks", "mask"), "segmenter": ("Predictions", "prediction")}
+    for stage, (title, column) in kinds.items():
         rows = [
-            _picture_row(facts, samples[key], ("image", column, "truth"), words.percent(iou))
+            picture_row(facts, samples[key], ("image", column, "truth"), words.percent(iou))
             for key, iou in facts.worst.get(stage, ())[:_WORST]
             if key in samples
         ]
-        grid = _grid(rows)
-        if grid is not None:
-            yield title, grid
+        found = grid(rows)
+        if found is not None:
+            yield title, found
 
 
 def _uncertain(facts: Facts) -> PictureGrid | None:
     samples = {s.id: s for s in facts.train_samples}
     chosen = [pair for pair in facts.uncertain if pair[0] in samples][:_WORST]
-    return _grid(
+    return grid(
         [
-            _picture_row(facts, samples[key], ("image", "overlay"), f"estimate {score:.2f}")
+            picture_row(facts, samples[key], ("image", "overlay"), f"estimate {score:.2f}")
             for key, score in chosen
         ]
     )

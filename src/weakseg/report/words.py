@@ -12,7 +12,7 @@ from typing import Literal
 
 from weakseg.report.facts import Curve, Facts, entries, number
 
-__all__ = ["Finding", "findings", "percent", "role_of_truth", "status", "summary"]
+__all__ = ["Finding", "counted", "findings", "percent", "role_of_truth", "status", "summary"]
 
 FEW = 20
 """Train images of a class below which the report speaks of it."""
@@ -114,7 +114,7 @@ def findings(facts: Facts) -> list[Finding]:
 
 def _what_was_done(facts: Facts) -> Iterator[str]:
     data, method = facts.collection, facts.recipe.method.get("name", "")
-    images = f"{len(facts.train_samples):,} images of {_count(len(data.classes), 'class', 'es')}"
+    images = f"{len(facts.train_samples):,} images of {counted(len(data.classes), 'class', 'es')}"
     if facts.done("train") and facts.given_classifier is not None:
         yield (
             f"Nothing was trained for the score maps: they are those of the classifier "
@@ -201,14 +201,14 @@ def _problems(facts: Facts) -> Iterator[Finding]:
     if errors:
         yield Finding(
             "bad",
-            f"{_count(errors, 'kind')} of errors in the data",
+            f"{counted(errors, 'kind')} of errors in the data",
             "They spoil a run. The table of problems says how to mend each of them.",
             "data",
         )
     if warnings:
         yield Finding(
             "warn",
-            f"{_count(warnings, 'warning')} about the data",
+            f"{counted(warnings, 'warning')} about the data",
             "They may be intended; the table of problems lists the items.",
             "data",
         )
@@ -225,7 +225,7 @@ def _few_images(facts: Facts) -> Iterator[Finding]:
         more = f" and {len(few) - 6} more" if len(few) > 6 else ""
         yield Finding(
             "warn",
-            f"{_count(len(few), 'class', 'es')} with few training images",
+            f"{counted(len(few), 'class', 'es')} with few training images",
             f"{named}{more}. Fewer than {FEW} images seldom teach what a class looks like: tag more "
             "of them, or leave the class out.",
             "data",
@@ -447,7 +447,7 @@ def _weak_classes(facts: Facts) -> Iterator[Finding]:
         more = f" and {len(weak) - 5} more" if len(weak) > 5 else ""
         yield Finding(
             "warn",
-            f"{_count(len(weak), 'class', 'es')} far below the others",
+            f"{counted(len(weak), 'class', 'es')} far below the others",
             f"{listed}{more}: less than half of the mean, {_NAMES.get(row.stage, row.stage)} on "
             f"{row.split}. Look for them among the worst cases, and at their numbers of images.",
             "classes",
@@ -474,5 +474,6 @@ def _next(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _count(number_of: int, word: str, plural: str = "s") -> str:
+def counted(number_of: int, word: str, plural: str = "s") -> str:
+    """A number with its word, in the plural where it is one."""
     return f"{number_of:,} {word}{'' if number_of == 1 else plural}"
