@@ -6,6 +6,7 @@ forms the same batches and so writes the same bits.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -19,7 +20,7 @@ from weakseg.data.samples import Sample
 from weakseg.errors import UserError
 from weakseg.recipe import InferenceConfig
 
-__all__ = ["ahead", "groups_of_one_size", "pick_device", "read_group"]
+__all__ = ["ahead", "device_words", "groups_of_one_size", "pick_device", "read_group"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,6 +72,15 @@ def ahead(work: Callable[[T], R], items: Sequence[T], count: int = 2) -> Iterato
                 yield done, future.result()
         for done, future in pending:
             yield done, future.result()
+
+
+def device_words(device: torch.device, count: int = 1) -> str:
+    """What numbers were computed on, for tables."""
+    if device.type == "cpu":
+        name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    else:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if count == 1 else f"{count} x {name}"
 
 
 def pick_device(accelerator: str, devices: int = 1) -> torch.device:

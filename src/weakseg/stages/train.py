@@ -28,6 +28,7 @@ from weakseg.networks.backbone import Backbone, backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
+from weakseg.stages.batches import device_words, pick_device
 from weakseg.stages.check import collect
 from weakseg.stages.project import project, projected_inputs
 from weakseg.training.config import TrainConfig
@@ -202,7 +203,14 @@ def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
         "backbone": saved_spec(recipe.backbone, result.model),
     }
     save_model(folder, recipe, result, images, network)
-    return {"images": len(images), "steps": result.steps, "active_steps": result.active_steps}
+    runtime = recipe.runtime
+    device = pick_device(runtime.accelerator)
+    return {
+        "images": len(images),
+        "steps": result.steps,
+        "active_steps": result.active_steps,
+        "device": device_words(device, runtime.devices * runtime.nodes),
+    }
 
 
 def save_model(
