@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from statistics import fmean
 
 from markupsafe import Markup, escape
 
 __all__ = [
     "Chart",
+    "Cloud",
     "Mark",
     "Series",
     "bar_chart",
@@ -23,6 +25,7 @@ __all__ = [
     "line_chart",
     "matrix_chart",
     "round_ticks",
+    "scatter_chart",
 ]
 
 COLOURS = 6
@@ -62,6 +65,20 @@ class Mark:
     x: float
     label: str
     kind: str = "chosen"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Named points, shown by their mean; ``colour`` is its number."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """Of all points."""
+        return fmean(x for x, _ in self.points), fmean(y for _, y in self.points)
 
 
 def line_chart(
@@ -214,6 +231,47 @@ def bubble_chart(
                 unit,
             )
         )
+    return frame.svg(parts, f"{y_label} over {x_label}")
+
+
+def scatter_chart(
+    clouds: Sequence[Cloud],
+    *,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float] | None = None,
+    x_percent: bool = False,
+    height: float = 300.0,
+) -> Markup:
+    """A named dot at the mean of each cloud; where it has several points, these are faint.
+
+    Args:
+        clouds: y are shares in [0, 1]; empty clouds are left out.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        x_range: Fixed ends of the axis, else around the data.
+        x_percent: x are shares too.
+        height: In units of the picture, which is 460 wide.
+    """
+    drawn = [cloud for cloud in clouds if cloud.points]
+    if not drawn:
+        return Markup("")
+    xs = [x for cloud in drawn for x, _ in cloud.points]
+    ys = [y for cloud in drawn for _, y in cloud.points]
+    frame = _Frame(x_range or _around(xs), _around(ys), height, percent=True)
+    ticks = [(v, _tick(v, x_percent)) for v in round_ticks(frame.x_low, frame.x_high)]
+    parts = [frame.axes(x_label, y_label, ticks)]
+    for cloud in drawn:
+        for x, y in cloud.points if len(cloud.points) > 1 else ():
+            parts.append(_dot(frame, x, y, f"dot faint s{cloud.colour % COLOURS}", 3))
+    taken = [_box(frame.x(x), frame.y(y), 7, 7) for x, y in (cloud.mean for cloud in drawn)]
+    for cloud in drawn:
+        x, y = cloud.mean
+        words = f"{cloud.name}: {x_label} {_tick(x, x_percent)}, {y_label} {_tick(y, True)}"
+        parts.append(_dot(frame, x, y, f"dot s{cloud.colour % COLOURS}", 5, words))
+        label, box = _placed(frame, cloud.name, frame.x(x), frame.y(y), taken)
+        taken.append(box)
+        parts.append(label)
     return frame.svg(parts, f"{y_label} over {x_label}")
 
 
@@ -512,3 +570,57 @@ def _peaks(frame: _Frame, shares: Sequence[float], top: float) -> list[Markup]:
         at, anchor = (frame.x(first) - 4, "end") if first > 0.5 else (frame.x(last) + 4, "start")
         labels.append(_text(at, frame.top + 12, text, anchor, "marklab peak"))
     return labels
+
+
+# --- dots -----------------------------------------------------------------------------------
+
+_Box = tuple[float, float, float, float]
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis with room for labels on both sides."""
+    room = max(0.2 * (max(values) - min(values)), 0.01)
+    return max(min(values) - room, 0.0), max(values) + room
+
+
+def _dot(frame: _Frame, x: float, y: float, kind: str, radius: float, words: str = "") -> Markup:
+    title = Markup("<title>{}</title>").format(words) if words else Markup("")
+    return Markup('<circle class="{}" cx="{}" cy="{}" r="{}">{}</circle>').format(
+        kind, _n(frame.x(x)), _n(frame.y(y)), _n(radius), title
+    )
+
+
+def _box(x: float, y: float, width: float, height: float) -> _Box:
+    """Left, top, right and bottom around a middle."""
+    return x - width, y - height, x + width, y + height
+
+
+def _placed(
+    frame: _Frame, name: str, x: float, y: float, taken: Sequence[_Box]
+) -> tuple[Markup, _Box]:
+    """The label of a dot where it covers the least of dots and other labels, and its box."""
+    half = _LETTER * len(name) / 2
+    places = [
+        (x + 9, y + 4, "start", _box(x + 9 + half, y, half, 8)),
+        (x - 9, y + 4, "end", _box(x - 9 - half, y, half, 8)),
+        (x, y - 10, "middle", _box(x, y - 14, half, 8)),
+        (x, y + 19, "middle", _box(x, y + 15, half, 8)),
+        (x + 9, y - 9, "start", _box(x + 9 + half, y - 13, half, 8)),
+        (x + 9, y + 18, "start", _box(x + 9 + half, y + 14, half, 8)),
+        (x - 9, y - 9, "end", _box(x - 9 - half, y - 13, half, 8)),
+        (x - 9, y + 18, "end", _box(x - 9 - half, y + 14, half, 8)),
+    ]
+    page = (0.0, frame.top - 8, _WIDTH, frame.bottom)
+
+    def cost(box: _Box) -> float:
+        whole = (box[2] - box[0]) * (box[3] - box[1])
+        return whole - _shared(box, page) + sum(_shared(box, other) for other in taken)
+
+    left, top, anchor, box = min(places, key=lambda place: cost(place[3]))
+    return _text(left, top, name, anchor, "marklab"), box
+
+
+def _shared(a: _Box, b: _Box) -> float:
+    """Area that two boxes share."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)
