@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weakseg.report.charts import Mark, Series, histogram, line_chart, round_ticks
+from weakseg.report.charts import (
+    Cloud,
+    Mark,
+    Series,
+    histogram,
+    line_chart,
+    round_ticks,
+    scatter_chart,
+)
 
 number = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -83,3 +91,43 @@ def test_hovering_names_the_values() -> None:
     svg = line_chart(lines, x_label="threshold", y_label="share", percent=True)
     titles = [t.text for t in ElementTree.fromstring(svg).iter("title")]
     assert titles == ["threshold 0\nIoU: 25 %", "threshold 0.5\nIoU: 50 %\nFP: 12.5 %"]
+
+
+def dots(svg: str, kind: str) -> list[tuple[float, float]]:
+    circles = ElementTree.fromstring(svg).iter("circle")
+    return [
+        (float(c.attrib["cx"]), float(c.attrib["cy"]))
+        for c in circles
+        if c.attrib["class"].startswith(kind)
+    ]
+
+
+def test_a_cloud_is_a_dot_at_its_mean_and_faint_points() -> None:
+    clouds = [Cloud("a", [(1, 0.2), (3, 0.4)]), Cloud("b", [(2, 0.3)], 1), Cloud("none", [])]
+    svg = scatter_chart(clouds, x_label="cost", y_label="mIoU", x_range=(0.0, 4.0))
+    faint = dots(svg, "dot faint")
+    assert len(faint) == 2  # one point alone is its own mean
+    (mean_a, mean_b) = dots(svg, "dot s")
+    assert mean_a == pytest.approx([sum(p) / 2 for p in zip(*faint, strict=True)], abs=0.11)
+    assert mean_b == mean_a
+    assert "a: cost 2, mIoU 30%" in svg
+    assert scatter_chart([Cloud("none", [])], x_label="x", y_label="y") == ""
+
+
+def test_labels_of_near_dots_keep_out_of_each_other_and_of_the_edge() -> None:
+    clouds = [
+        Cloud(f"method {i}", [(40 + 0.2 * i, 0.4 + 0.004 * i)], i) for i in range(3)
+    ]  # at the right edge
+    svg = scatter_chart(clouds, x_label="x", y_label="y", x_range=(0.0, 41.0))
+    spans = []
+    for text in ElementTree.fromstring(svg).iter("text"):
+        if text.attrib["class"] != "marklab":
+            continue
+        x, y, width = float(text.attrib["x"]), float(text.attrib["y"]), 7.0 * len(text.text or "")
+        left = x - {"start": 0, "middle": width / 2, "end": width}[text.attrib["text-anchor"]]
+        spans.append((left, left + width, y))
+    assert len(spans) == 3
+    assert all(left >= 0 and right <= 460 for left, right, _ in spans)
+    for i, (left, right, y) in enumerate(spans):
+        for other_left, other_right, other_y in spans[:i]:
+            assert right <= other_left or other_right <= left or abs(y - other_y) > 10

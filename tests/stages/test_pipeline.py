@@ -18,6 +18,7 @@ from weakseg.errors import UserError
 from weakseg.export.model import find_model
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe
+from weakseg.report.comparison import Comparison, Entry, summary, write_comparison_page
 from weakseg.report.facts import gather
 from weakseg.runfolder import RunFolder
 from weakseg.stages.seeds import gated
@@ -369,6 +370,29 @@ def test_it_trains_one_where_the_recipe_asks_for_it(single_stage):
     )
     names = [name for name, _ in pipeline.stages_of(none, single_stage.collection)]
     assert names == ["check", "train", "seeds", "masks", "evaluate"]
+
+
+def test_finished_runs_can_be_compared(finished, single_stage, tmp_path):
+    entries = [
+        Entry(run.recipe.method["name"], 0, run.folder, run.recipe)
+        for run in (finished, single_stage)
+    ]
+    both = Comparison(tuple(entries), finished.collection, 2, "steps", "weakseg compare")
+    cam, recurseed = summary(both)
+    assert recurseed.own
+    assert recurseed.cells["segmenter"].endswith("†")
+    assert recurseed.cells["seed"] == "–"
+    assert "–" not in cam.cells.values()
+    rows = {
+        (r["stage"], r["split"], r["rule"]): r["miou"]
+        for r in json.loads((finished.folder / "8-evaluate" / "results.json").read_text())["rows"]
+    }
+    assert cam.cells["masks"] == f"{100 * rows['mask', 'train', 'label-free']:.1f}"
+    assert cam.cells["segmenter"] == f"{100 * rows['segmenter', 'val', 'label-free']:.1f}"
+    page = write_comparison_page(both, tmp_path).read_text(encoding="utf-8")
+    assert "Equal for all: 24 image steps of training, in batches of 4" in page
+    device = RunFolder(finished.folder).record("train").results["device"]
+    assert f"Trained on {device}." in page
 
 
 def test_a_segmenter_of_an_earlier_recipe_is_not_the_model(single_stage, tmp_path):

@@ -34,6 +34,7 @@ COLOURS = 6
 _WIDTH = 460.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 20.0, 30.0, 44.0
 _LETTER = 7.5  # about the width of a letter of a mark's label
+_BOLD = 8.2  # and of a dot's
 _NAME = 18  # letters of a name beside a matrix
 _STRIPS = 120  # places of a chart that answer to hovering
 
@@ -599,7 +600,7 @@ def _placed(
     frame: _Frame, name: str, x: float, y: float, taken: Sequence[_Box]
 ) -> tuple[Markup, _Box]:
     """The label of a dot where it covers the least of dots and other labels, and its box."""
-    half = _LETTER * len(name) / 2
+    half = _BOLD * len(name) / 2
     places = [
         (x + 9, y + 4, "start", _box(x + 9 + half, y, half, 8)),
         (x - 9, y + 4, "end", _box(x - 9 - half, y, half, 8)),

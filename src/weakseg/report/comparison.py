@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 from weakseg.data.samples import Sample
 from weakseg.errors import UserError
-from weakseg.files import atomic_path
 from weakseg.methods import Card, methods
 from weakseg.report.charts import COLOURS, Chart, Cloud, scatter_chart
 from weakseg.report.facts import Score
@@ -24,6 +23,7 @@ from weakseg.report.numbers import (
     Comparison,
     Entry,
     Line,
+    Lists,
     Measured,
     Table,
     by_label,
@@ -33,8 +33,8 @@ from weakseg.report.numbers import (
     other_lists,
     tabulate,
 )
-from weakseg.report.page import duration, render
-from weakseg.report.pictures import HEAT_STOPS, Picture, chip_colour, photo, thumbnail
+from weakseg.report.page import Tile, duration, render, write_text
+from weakseg.report.pictures import HEAT_STOPS, Picture, chip_colours, photo, thumbnail
 from weakseg.report.verdict import conditions, findings, notes
 
 __all__ = ["Comparison", "Entry", "Line", "summary", "write_comparison_page", "write_tables"]
@@ -84,8 +84,8 @@ def write_tables(comparison: Comparison, out: Path) -> None:
     writer = csv.DictWriter(buffer, _CSV, lineterminator="\n")
     writer.writeheader()
     writer.writerows(row for run in runs for row in _rows(comparison, run))
-    _write(out / "comparison.csv", buffer.getvalue())
-    _write(out / "comparison.md", _markdown(comparison, runs))
+    write_text(out / "comparison.csv", buffer.getvalue())
+    write_text(out / "comparison.md", _markdown(comparison, runs))
 
 
 def write_comparison_page(comparison: Comparison, out: Path) -> Path:
@@ -101,14 +101,8 @@ def write_comparison_page(comparison: Comparison, out: Path) -> Path:
         The file.
     """
     file = out / "comparison.html"
-    _write(file, render("comparison.html.j2", _context(comparison, out)))
+    write_text(file, render("comparison.html.j2", _context(comparison, out)))
     return file
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        # File names need not be valid UTF-8.
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 # --- CSV ------------------------------------------------------------------------------------
@@ -215,15 +209,6 @@ def _plain(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One headline number."""
-
-    label: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True)
 class Head:
     """Columns of the table that share a name, or one that stands alone."""
 
@@ -275,16 +260,12 @@ def _context(comparison: Comparison, out: Path) -> dict[str, Any]:
         "table": table,
         "heads": _heads(table),
         "notes": notes(runs, table),
-        "others": [
-            (names.masks or names.segmenter, _heads(found), found)
-            for names in other_lists(runs, lists)
-            if (found := tabulate(runs, names, costs=False)).columns
-        ],
+        "others": list(_others(runs, lists)),
         "charts": list(_charts(table)),
         "pictures": _pictures(runs),
         "side_by_side": _SIDE_BY_SIDE,
         "heat_stops": HEAT_STOPS,
-        "chips": _chips(comparison),
+        "chips": chip_colours(comparison.collection.classes),
         "columns": {},
         "classes": _classes(comparison, runs, lists.masks),
         "lists": lists,
@@ -309,6 +290,15 @@ def _tiles(table: Table, runs: Sequence[Measured]) -> Iterator[Tile]:
     seconds = [run.seconds for run in runs if run.seconds is not None]
     if seconds:
         yield Tile("Time of all runs", duration(sum(seconds)), "warm-up apart")
+
+
+def _others(runs: Sequence[Measured], lists: Lists) -> Iterator[tuple[str, int, list[Head], Table]]:
+    """Name, images and table of every further list."""
+    for names in other_lists(runs, lists):
+        table, name = tabulate(runs, names, costs=False), names.masks or names.segmenter
+        images = max(r.images for run in runs for r in run.facts.scores if r.split == name)
+        if table.columns:
+            yield name, images, _heads(table), table
 
 
 def _heads(table: Table) -> list[Head]:
@@ -383,11 +373,6 @@ def _shown(sample: Sample, firsts: Mapping[str, Measured]) -> Shown:
         made.append((label, found["refined"] or found["scores"], found["overlay"]))
     truth = pictures_of(next(iter(firsts.values())).facts, sample, rgb, ("truth",))["truth"]
     return Shown(sample.id, sample.tags or (), photo(rgb), truth, made)
-
-
-def _chips(comparison: Comparison) -> dict[str, str]:
-    names = enumerate(comparison.collection.classes, start=1)
-    return {name: chip_colour(i) for i, name in names} | {"background": chip_colour(0)}
 
 
 def _classes(

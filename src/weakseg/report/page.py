@@ -20,11 +20,11 @@ from weakseg.report import words
 from weakseg.report.charts import COLOURS, Chart, Mark, Series, histogram, line_chart
 from weakseg.report.facts import Facts, Score, gather, number
 from weakseg.report.grid import COLUMNS, PictureGrid, grid, picture_row, shown
-from weakseg.report.pictures import HEAT_STOPS, chip_colour
+from weakseg.report.pictures import HEAT_STOPS, chip_colours
 from weakseg.report.portrait import class_bars, portrait, problem_rows, size_words
 from weakseg.runfolder import STAGES, RunFolder
 
-__all__ = ["render", "write_report"]
+__all__ = ["Tile", "duration", "render", "write_report", "write_text"]
 
 _SHOWN = 10  # images in the grid
 _WORST = 8  # images in each list of worst cases
@@ -64,10 +64,14 @@ def write_report(run: RunFolder, collection: Collection, recipe: Recipe) -> Path
     context = _context(gather(run, collection, recipe))
     context["sections"] = {id: title for id, title in _SECTIONS.items() if context.get(id, True)}
     html = render("template.html.j2", context)
-    with atomic_path(run.report_file) as temporary:
-        # File names need not be valid UTF-8.
-        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
+    write_text(run.report_file, html)
     return run.report_file
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a page or a table, in which file names need not be valid UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def render(template: str, context: dict[str, Any]) -> str:
@@ -97,7 +101,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "truth": words.role_of_truth(facts),
         "findings": words.findings(facts),
         "tiles": list(_tiles(facts)),
-        "chips": _chips(facts),
+        "chips": chip_colours(facts.collection.classes),
         "splits": _splits(facts),
         "bars": bars,
         "hidden_bars": hidden,
@@ -178,12 +182,6 @@ def _where(row: Score) -> str:
 
 
 # --- data -----------------------------------------------------------------------------------
-
-
-def _chips(facts: Facts) -> dict[str, str]:
-    """Class name -> colour."""
-    names = enumerate(facts.collection.classes, start=1)
-    return {name: chip_colour(i) for i, name in names} | {"background": chip_colour(0)}
 
 
 def _splits(facts: Facts) -> list[tuple[str, int, int, int]]:

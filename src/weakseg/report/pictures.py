@@ -26,6 +26,7 @@ __all__ = [
     "HEAT_STOPS",
     "Picture",
     "chip_colour",
+    "chip_colours",
     "choose",
     "heat_map",
     "mask_picture",
@@ -189,6 +190,12 @@ def chip_colour(class_id: int) -> str:
     """Colour of a class in masks, for a style sheet."""
     red, green, blue = voc_palette()[class_id % 256]
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def chip_colours(classes: Sequence[str]) -> dict[str, str]:
+    """Colour of each class and of the background by name, for a style sheet."""
+    names = enumerate(("background", *classes))
+    return {name: chip_colour(i) for i, name in names}
 
 
 def _heat_stops() -> str:

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 from weakseg.data.check import CheckReport
-from weakseg.files import atomic_path
 from weakseg.report.charts import COLOURS, Chart, bar_chart, bubble_chart, matrix_chart
 from weakseg.report.facts import entries, number
 
@@ -99,7 +98,7 @@ def portrait(check: dict[str, Any]) -> list[Chart]:
 
 def write_check_page(report: CheckReport, path: Path) -> None:
     """Writes the findings of a check as one HTML file that needs nothing else."""
-    from weakseg.report.page import render
+    from weakseg.report.page import render, write_text
 
     check = report.to_dict()
     bars, hidden = class_bars(report.classes, report.images_per_class)
@@ -119,10 +118,7 @@ def write_check_page(report: CheckReport, path: Path) -> None:
         "problems": problem_rows(check),
         "portrait": portrait(check),
     }
-    html = render("check.html.j2", context)
-    with atomic_path(path) as temporary:
-        # File names need not be valid UTF-8.
-        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
+    write_text(path, render("check.html.j2", context))
 
 
 # --- charts ---------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from weakseg.data.images import read_mask
-from weakseg.files import atomic_path
 from weakseg.ops import MaskQuality
-from weakseg.report.page import render
+from weakseg.report.page import render, write_text
 from weakseg.report.pictures import chip_colour, overlay, photo, thumbnail
 
 __all__ = ["write_quality_page"]
@@ -44,9 +43,7 @@ def write_quality_page(
                 "overlay": None if rgb is None else overlay(rgb, mask),
             }
         )
-    html = render("quality.html.j2", {"rows": shown, "total": total})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))
+    write_text(path, render("quality.html.j2", {"rows": shown, "total": total}))
 
 
 def _chips(mask: Path, classes: Sequence[str]) -> list[tuple[str, str]]:

@@ -233,6 +233,8 @@ def _notes(runs: Sequence[Measured], table: Table) -> Iterator[str]:
     cells = ((line, cell) for line in lines for cell in line.numbers.values())
     if any(len(cell.values) < len(line.seeds) for line, cell in cells):
         yield "What was not measured for every seed of a method is the mean of those that have it."
+    if "f1" in keys:
+        yield "Classifier F1: on the training images, against their tags."
     if "estimate" in keys:
         yield ESTIMATE
     if "training" in keys:
@@ -240,6 +242,8 @@ def _notes(runs: Sequence[Measured], table: Table) -> Iterator[str]:
             "Minutes are those of this machine, with whatever else ran on it: training of the "
             "method alone, and all stages to the end."
         )
+    if "step" in keys:
+        yield f"Step: measured time of one training step, over that of {lines[0].label}."
 
 
 def _mapped(runs: Sequence[Measured], split: str) -> list[str]:
