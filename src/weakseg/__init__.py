@@ -22,6 +22,7 @@ _PUBLIC = {
     "Recipe": "weakseg.recipe",
     "Run": "weakseg.pipeline",
     "UserError": "weakseg.errors",
+    "compare": "weakseg.comparison",
     "load": "weakseg.export.model",
     "load_recipe": "weakseg.recipe",
     "run": "weakseg.api",
@@ -32,6 +33,7 @@ __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from weakseg.api import run as run
+    from weakseg.comparison import compare as compare
     from weakseg.data.samples import Collection as Collection
     from weakseg.errors import UserError as UserError
     from weakseg.export.model import Model as Model

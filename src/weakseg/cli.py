@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -17,6 +18,9 @@ from weakseg.console import console
 from weakseg.errors import UserError
 from weakseg.recipe import Recipe, data_values, load_recipe, shipped_recipes
 from weakseg.runfolder import STAGES, RunFolder, mendable
+
+if TYPE_CHECKING:
+    from weakseg.report.numbers import Comparison
 
 __all__ = ["app", "main"]
 
@@ -66,7 +70,7 @@ def run(
         untagged: What to do with images that have no tags.
         dry_run: Show the stages with their sizes and an estimate of their time, and stop.
     """
-    settings = _settings(source, labels, recipe, masks, classes, untagged, sets)
+    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, out)
     if dry_run:
         _show_plan(settings)
         return
@@ -85,6 +89,63 @@ def demo(*, out: Path = Path("weakseg-demo"), sets: Sets = ()) -> None:
     from weakseg.pipeline import run_recipe
 
     _show_summary(run_recipe(load_recipe("demo", sets=sets), out).folder)
+
+
+@app.command
+def compare(
+    source: Path,
+    labels: Path | None = None,
+    /,
+    *,
+    methods: str = "cam,puzzle,seam,acr,recurseed,recurseed+edgepredictmix",
+    seeds: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    equal_time: Annotated[bool, Parameter(negative="")] = False,
+    out: Path = Path("weakseg-compare"),
+    recipe: str | None = None,
+    masks: Path | None = None,
+    classes: Path | None = None,
+    untagged: Untagged = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    sets: Sets = (),
+) -> None:
+    """Run methods side by side on one data set: one table, one page with pictures.
+
+    All train for as many image steps. Run the same command again after an interruption: finished
+    runs are kept, the others go on where they stopped.
+
+    Args:
+        source: Folder of images, or a recipe (.yaml), whose section `compare` may give methods
+            settings of their own and name variants.
+        labels: Table of tags; without it, one folder per class is expected.
+        methods: Names of methods or variants, with commas between them; the others are compared
+            with the first.
+        seeds: Runs of each, with the recipe's seed and those that follow it.
+        equal_time: As much training time as the first method needs, instead of as many steps.
+        out: Folder of the comparison, with a run folder for each run.
+        recipe: Recipe to start from: a file or the name of a shipped one.
+        masks: Ground-truth masks, where there are any; they evaluate and nothing else.
+        classes: Text file with one class name in each line, in the order of mask ids.
+        untagged: What to do with images that have no tags.
+        dry_run: Show the runs with an estimate of their time, and stop.
+    """
+    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, out)
+    labels_of_methods = methods.split(",")
+    if dry_run:
+        _show_plans(settings, labels_of_methods, seeds)
+        return
+    from weakseg.comparison import compare
+
+    _show_comparison(
+        compare(
+            settings,
+            labels_of_methods,
+            out=out,
+            seeds=seeds,
+            equal_time=equal_time,
+            command=shlex.join(["weakseg", *sys.argv[1:]]),
+        ),
+        out,
+    )
 
 
 @app.command
@@ -530,7 +591,10 @@ def _settings(
     classes: Path | None,
     untagged: Untagged,
     sets: tuple[str, ...],
+    out: Path | None = None,
 ) -> Recipe:
+    """The recipe that arguments stand for; for a run in ``out``, this machine's default where none
+    is named."""
     if source.suffix in (".yaml", ".yml") or (
         str(source) in shipped_recipes() and not source.exists()
     ):
@@ -544,8 +608,13 @@ def _settings(
         return load_recipe(
             str(source), overrides={"data": data | {"untagged": untagged}}, sets=sets
         )
-    data = data_values(source, labels, masks, classes)
-    return load_recipe(recipe, overrides={"data": data | {"untagged": untagged}}, sets=sets)
+    over = {"data": data_values(source, labels, masks, classes) | {"untagged": untagged}}
+    if recipe is None and out is not None:
+        load_recipe(None, overrides=over, sets=sets)  # mistakes show without torch's import
+        from weakseg.api import starting_recipe
+
+        return starting_recipe(over, sets, out)
+    return load_recipe(recipe, overrides=over, sets=sets)
 
 
 def _show_plan(recipe: Recipe) -> None:
@@ -573,6 +642,40 @@ def _show_plan(recipe: Recipe) -> None:
         table.add_row(stage.name, stage.what, _duration(stage.seconds))
     table.add_row("", "all", _duration(total))
     console.print(table)
+
+
+def _show_plans(recipe: Recipe, methods: list[str], seeds: int) -> None:
+    from rich.table import Table
+
+    from weakseg.comparison import plans
+
+    table = Table("run", "what is trained", "about, each", "seeds", "all")
+    total = 0.0
+    for name, stages, runs in plans(recipe, methods, seeds):
+        each = sum(stage.seconds or 0.0 for stage in stages)
+        trained = "; ".join(s.what for s in stages if s.name in ("train", "segment"))
+        table.add_row(name, trained, _duration(each), str(runs), _duration(each * runs))
+        total += each * runs
+    table.add_row("", "", "", "", _duration(total))
+    console.print(table)
+
+
+def _show_comparison(comparison: Comparison, out: Path) -> None:
+    from rich.table import Table
+
+    from weakseg.report.comparison import summary
+
+    lines = summary(comparison)
+    table = Table("method", *lines[0].cells) if lines else Table()
+    for line in lines:
+        cells = [
+            f"[bold]{escape(text)}[/bold]" if column in line.best else escape(text)
+            for column, text in line.cells.items()
+        ]
+        table.add_row(escape(line.label), *cells)
+    console.print(table)
+    for name in ("comparison.csv", "comparison.md", "comparison.html"):
+        print(out / name)
 
 
 def _duration(seconds: float | None) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from weakseg.console import track
 from weakseg.data.loading import MaskBatch
 from weakseg.data.samples import Collection
 from weakseg.methods import Batch, Trainable, build
@@ -21,9 +23,10 @@ from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import InferenceConfig, Recipe
 from weakseg.stages.batches import pick_device
 from weakseg.training.config import TrainConfig
+from weakseg.training.module import only
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["PlannedStage", "plan"]
+__all__ = ["PlannedStage", "plan", "step_seconds"]
 
 _ASSUMED_SIDE = 400  # of an image that has no max_side; only the estimate depends on it
 
@@ -87,6 +90,29 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
     return stages
 
 
+def step_seconds(recipes: Mapping[str, Recipe], classes: int, rounds: int = 5) -> dict[str, float]:
+    """Seconds of a training step of each recipe's method: the median of ``rounds``.
+
+    They are measured in turns, on a CPU by the processor's time, so that what else the machine
+    does matters little: what to trust are their ratios.
+    """
+    steps: dict[str, tuple[Callable[[], None], torch.device]] = {}
+    for name, recipe in recipes.items():
+        device = pick_device(recipe.runtime.accelerator)
+        factory = backbone_factory(_empty(recipe.backbone))
+        model = build(recipe.method, factory, classes).to(device)
+        steps[name] = (_step(recipe.train, model, classes, device), device)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in track(range(rounds + 1), "step costs"):
+        for name, (step, device) in steps.items():
+            found = _once(
+                step, device, time.process_time if device.type == "cpu" else time.perf_counter
+            )
+            if i:  # the first one warms up
+                seconds[name].append(found * recipes[name].train.accumulate)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
 def _empty(spec: BackboneSpec) -> BackboneSpec:
     return spec.model_copy(update={"pretrained": False, "weights": None})
 
@@ -107,8 +133,19 @@ def _training(
     device: torch.device,
 ) -> tuple[str, float]:
     steps = config.total_steps(images)
+    return (
+        f"{network}, {steps} steps of {config.batch} images at {config.crop} px",
+        steps * config.accumulate * _time(_step(config, model, classes, device), device),
+    )
+
+
+def _step(
+    config: TrainConfig, model: Trainable, classes: int, device: torch.device
+) -> Callable[[], None]:
+    """Forward and backward pass of one part of a batch, with every term active."""
     part = max(2, config.batch // config.accumulate)
     x = torch.rand(part, 3, config.crop, config.crop, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
     ids = [""] * part
     batch: Any
     if isinstance(model, Segmenter):
@@ -122,15 +159,13 @@ def _training(
 
     def step() -> None:
         for phase in model.phases().values():
-            terms = phase.losses(batch, 0.99)
-            if terms:
-                torch.stack(list(terms.values())).sum().backward()
+            with only(model, phase):
+                terms = phase.losses(batch, 0.99)
+                if terms:
+                    torch.stack(list(terms.values())).sum().backward()
 
-    model.train()
-    return (
-        f"{network}, {steps} steps of {config.batch} images at {config.crop} px",
-        steps * config.accumulate * _time(step, device),
-    )
+    model.train().to(memory_format=torch.channels_last)  # as training has it
+    return step
 
 
 def _inference(
@@ -161,9 +196,17 @@ def _time(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the second call: the first one warms up."""
     seconds = 0.0
     for _ in range(2):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = _once(work, device)
     return seconds
+
+
+def _once(
+    work: Callable[[], object],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start

@@ -32,7 +32,7 @@ from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect
 from weakseg.stages.localise import box_source, has_boxes
 
-__all__ = ["Run", "run_recipe", "stages_of", "write_recipe"]
+__all__ = ["Run", "checked", "run_recipe", "stages_of", "write_recipe"]
 
 _WANTING = {
     "train": "train a method instead of using given scores: --set seeds.given=null",
@@ -88,12 +88,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     Raises:
         UserError: Whatever the user can mend. What is done stays done.
     """
-    resolve(recipe.method)  # the method's own settings are checked before any data is touched,
-    seeds.check_settings(recipe)
-    refine.check_settings(recipe)  # those of each refinement step as well,
-    segment.check_settings(recipe)
-    pick_device(recipe.runtime.accelerator, recipe.runtime.devices)  # and so are the devices
-    recipe = project.with_classifier(recipe)  # a given classifier says which network it is
+    recipe = checked(recipe)
     run = RunFolder(folder)
     collection = collect(recipe.data)
     box_source(recipe, collection)  # so is what the data must have
@@ -102,6 +97,22 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     with run.locked():
         _run_stages(run, recipe, collection, until)
     return Run(run.path, recipe, collection)
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, once every setting was checked that no data is needed for.
+
+    A given classifier (``method.from_classifier``) says which network it is.
+
+    Raises:
+        UserError: Settings of the method, a refinement step, the segmenter or the devices are wrong.
+    """
+    resolve(recipe.method)
+    seeds.check_settings(recipe)
+    refine.check_settings(recipe)
+    segment.check_settings(recipe)
+    pick_device(recipe.runtime.accelerator, recipe.runtime.devices)
+    return project.with_classifier(recipe)
 
 
 def _run_stages(run: RunFolder, recipe: Recipe, collection: Collection, until: str | None) -> None:

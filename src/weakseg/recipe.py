@@ -21,6 +21,7 @@ from weakseg.registry import suggest
 from weakseg.training.config import PAPER_OPTIMISER, TrainConfig
 
 __all__ = [
+    "CompareConfig",
     "DataConfig",
     "EvaluateConfig",
     "InferenceConfig",
@@ -203,6 +204,19 @@ class EvaluateConfig(Frozen):
     )
 
 
+class CompareConfig(Frozen):
+    """What `weakseg compare` changes for its methods; a single run ignores it."""
+
+    after_cam: dict[str, Any] | None = Field(
+        None,
+        description="settings with which all go on from one CAM of this recipe; null = each alone",
+    )
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="settings of a method, or of a variant by a name of your own, over the recipe's",
+    )
+
+
 class RuntimeConfig(Frozen):
     """Where it runs. Changing these does not make finished stages run again."""
 
@@ -232,6 +246,7 @@ class Recipe(Frozen):
     segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
     predict: PredictConfig = Field(default_factory=PredictConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    compare: CompareConfig = Field(default_factory=CompareConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @model_validator(mode="before")

@@ -20,6 +20,18 @@ from weakseg.runfolder import RunFolder
 
 SURFACE = {
     "check": {"--masks", "--classes", "--untagged", "--json", "--report", "--set"},
+    "compare": {
+        "--methods",
+        "--seeds",
+        "--equal-time",
+        "--out",
+        "--recipe",
+        "--masks",
+        "--classes",
+        "--untagged",
+        "--dry-run",
+        "--set",
+    },
     "demo": {"--out", "--set"},
     "doctor": set(),
     "evaluate": {"--boxes", "--set"},

@@ -37,7 +37,7 @@ from weakseg.report.page import Tile, duration, render, write_text
 from weakseg.report.pictures import HEAT_STOPS, Picture, chip_colours, photo, thumbnail
 from weakseg.report.verdict import conditions, findings, notes
 
-__all__ = ["Comparison", "Entry", "Line", "summary", "write_comparison_page", "write_tables"]
+__all__ = ["summary", "write_comparison_page", "write_tables"]
 
 _CSV = (
     "method", "seed", "data", "split", "images", "stage", "head", "rule", "threshold", "scales",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from weakseg.methods.base import Phase, Trainable
 from weakseg.training.config import TrainConfig
 from weakseg.training.optim import learning_rate, make_optimiser
 
-__all__ = ["TrainingModule"]
+__all__ = ["TrainingModule", "only"]
 
 
 class TrainingModule(L.LightningModule):
@@ -59,7 +59,6 @@ class TrainingModule(L.LightningModule):
         self.latest: dict[str, float] = {}
         self._resumed: Mapping[str, Any] | None = None
         self._phases: dict[str, Phase] = model.phases()
-        self._trainable = [p for p in model.parameters() if p.requires_grad]
         self.averaged = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
             if config.ema
@@ -89,7 +88,7 @@ class TrainingModule(L.LightningModule):
         optimisers = optimisers if isinstance(optimisers, list) else [optimisers]
         for phase, optimiser in zip(self._phases.values(), optimisers, strict=True):
             self._set_learning_rate(optimiser, progress)
-            with self._only(phase):
+            with only(self.model, phase):
                 self._run_phase(phase, optimiser, batch, progress)
         self.model.after_step(progress)
         if self.averaged is not None:
@@ -196,21 +195,22 @@ class TrainingModule(L.LightningModule):
         for group in optimiser.param_groups:
             group["lr"] = lr * group["factor"]
 
-    @contextmanager
-    def _only(self, phase: Phase):
-        """Freezes whatever the phase does not train, while it runs."""
-        own = {id(p) for p in phase.parameters()}
-        others = [p for p in self._trainable if id(p) not in own]
-        for p in others:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in others:
-                p.requires_grad_(True)
-
     def _is_distributed(self) -> bool:
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextmanager
+def only(model: Trainable, phase: Phase) -> Iterator[None]:
+    """Freezes whatever the phase does not train, while it runs."""
+    own = {id(p) for p in phase.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    for p in others:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)
 
 
 def _mean_over_processes(values: dict[str, float]) -> dict[str, float]:
