@@ -1,5 +1,6 @@
 """Tiny things that many tests share: a network of a second, a data set of eight images."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from weakseg.data.images import write_mask
@@ -14,9 +16,25 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.networks.spec import BackboneSpec
 
 torch.set_num_threads(1)  # for tensors this small, threads cost more than they give
+settings.register_profile("weakseg", deadline=None)  # no test is about the time that it takes
+settings.load_profile("weakseg")
 
 CLASSES = ("red", "green")
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30)}
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Files beside the repository that some tests take where they are: marked ``realdata``."""
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, for its ``-n auto``
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process for each core, four at most, runs the whole suite; a part of it needs no second.
+
+    Each takes seconds to import torch and up to 2 GB. ``-n 0`` and ``-n 3`` say another number.
+    """
+    part = config.args_source is config.ArgsSource.ARGS or config.option.keyword
+    part = part or config.option.markexpr
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if part or cores == 1 else min(cores or 1, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +75,12 @@ def tiny_collection(tmp_path: Path) -> Collection:
         write_mask(truth, mask)
         samples.append(Sample(f"a/{i}", file, tags, "train", truth))
     return Collection("tiny", CLASSES, tuple(samples), "made up")
+
+
+@pytest.fixture(scope="session")
+def voc_subset() -> Path:
+    """A devkit folder of real photographs; skips where there is none."""
+    path = Path(os.environ.get("WEAKSEG_VOC", SHARED / "data/voc2012-subset"))
+    if not (path / "JPEGImages").is_dir():
+        pytest.skip(f"no VOC data in {path} (set WEAKSEG_VOC to a devkit folder)")
+    return path

@@ -154,6 +154,7 @@ def test_a_damaged_record_counts_as_none_and_its_work_is_not_trusted(run: RunFol
     with stage.working():
         assert not (folder / "work.txt").exists()
     assert run.stage("train", INPUTS).skipped
+    assert (run.path / "2-train.unknown-1/work.txt").read_text() == "done", "nor is it deleted"
 
 
 def test_deleting_the_record_makes_the_stage_run_afresh(run: RunFolder):

@@ -36,8 +36,7 @@ def test_check(case: Case, world: World, weakseg: Weakseg) -> None:
     found = json.loads(result.out)
     assert result.code == (2 if any(p["severity"] == "error" for p in found["problems"]) else 0)
     if case.code:
-        item = case.item if case.code != "missing-file" or case.item else None
-        problem_of(found, case.code, item)
+        problem_of(found, case.code, case.item)
     elif severe:
         assert severe & {p["code"] for p in found["problems"] if p["severity"] == "error"}
     else:

@@ -323,6 +323,10 @@ def test_doctor_names_a_broken_pair_and_its_mend(monkeypatch, capsys):
     def broken(*_: object):
         raise RuntimeError("operator torchvision::nms does not exist")
 
+    with monkeypatch.context() as patched:
+        patched.setattr("weakseg.doctor.metadata.version", lambda _: "2.6.2")
+        (finding,) = (f for f in examine() if f.mend)
+        assert finding.name == "lightning" and "change your secrets" in finding.mend
     monkeypatch.setattr(torchvision.ops, "nms", broken)
     finding = next(f for f in examine() if f.name == "torch + torchvision")
     assert "nms does not exist" in finding.value

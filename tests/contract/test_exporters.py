@@ -98,9 +98,7 @@ def exported(name: str, out: Path) -> Path:
 def corrected(run: RunFolder) -> dict[str, np.ndarray]:
     folder = run.path / "corrected"
     return {
-        p.relative_to(folder).with_suffix("").as_posix()
-        if p.suffix == ".png"
-        else p.name: read_mask(p)
+        p.relative_to(folder).with_suffix("").as_posix(): read_mask(p)
         for p in folder.rglob("*.png")
     }
 

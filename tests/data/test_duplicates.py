@@ -1,6 +1,5 @@
 """Near copies: all that the rule allows are found, whatever the order and the groups."""
 
-import os
 from itertools import combinations
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 from PIL import Image
 
 from weakseg.data.duplicates import near_copies, thumbnail
-
-VOC = Path(os.environ.get("WEAKSEG_VOC", Path(__file__).parents[3] / "shared/data/voc2012-subset"))
 
 
 def scenes(number: int, seed: int = 0) -> np.ndarray:
@@ -91,10 +88,9 @@ def test_flat_images_have_no_thumbnail() -> None:
 
 
 @pytest.mark.realdata
-def test_different_photographs_are_no_copies() -> None:
-    files = sorted((VOC / "JPEGImages").glob("*.jpg"))
-    if not files:
-        pytest.skip(f"no images in {VOC}")
+def test_different_photographs_are_no_copies(voc_subset: Path) -> None:
+    files = sorted((voc_subset / "JPEGImages").glob("*.jpg"))
+    assert files
     thumbnails = []
     for file in files[:400]:
         with Image.open(file) as image:

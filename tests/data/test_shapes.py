@@ -240,8 +240,9 @@ def test_it_brings_its_own(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_wrong_arguments_are_explained(tmp_path: Path, wrong: dict) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=next(iter(wrong))):
         shapes(root=tmp_path, **wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_root_of_other_settings_is_refused(tmp_path: Path) -> None:

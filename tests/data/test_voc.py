@@ -1,6 +1,5 @@
 """The VOC source on a small devkit tree, and on the real subset where it is at hand."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -212,16 +211,7 @@ def test_errors_name_the_mend(devkit: Path) -> None:
         assert caught.value.mend, match
 
 
-# --- real data ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def subset() -> Path:
-    default = Path(__file__).parents[2].parent / "shared" / "data" / "voc2012-subset"
-    path = Path(os.environ.get("WEAKSEG_VOC", default))
-    if not (path / "JPEGImages").is_dir():
-        pytest.skip(f"no VOC data in {path} (set WEAKSEG_VOC to a devkit folder)")
-    return path
+# --- boxes and hostile files ----------------------------------------------------------------
 
 
 def write_xml(root: Path, key: str, *objects: str, head: str = "") -> None:
@@ -289,27 +279,30 @@ def test_document_types_are_refused(devkit: Path, tmp_path: Path) -> None:
             load(devkit)
 
 
+# --- real data ------------------------------------------------------------------------------
+
+
 @pytest.mark.realdata
-def test_real_subset(subset: Path) -> None:
-    found = load(subset)
+def test_real_subset(voc_subset: Path) -> None:
+    found = load(voc_subset)
     assert len(found.split("train")) > 1000 and all(s.mask and s.image.exists() for s in found)
     lists = {"train": "report_320", "val": "val_160"}
-    if (subset / "ImageSets" / "Segmentation" / "report_320.txt").is_file():
-        small = load(subset, lists=lists)
+    if (voc_subset / "ImageSets" / "Segmentation" / "report_320.txt").is_file():
+        small = load(voc_subset, lists=lists)
         assert [len(small.split(name)) for name in lists] == [320, 160]
 
 
 @pytest.mark.realdata
-def test_real_subset_is_sound(subset: Path) -> None:
-    found = load(subset).split("train")
+def test_real_subset_is_sound(voc_subset: Path) -> None:
+    found = load(voc_subset).split("train")
     part = found.only([s.id for s in found][::16])
     report = check(part)
     assert not report.errors and len(report.sizes) == len(part)
 
 
 @pytest.mark.realdata
-def test_real_masks_agree_with_tags(subset: Path) -> None:
+def test_real_masks_agree_with_tags(voc_subset: Path) -> None:
     lists = {"val": "val"}
-    given, computed = load(subset, lists=lists), load(subset, lists=lists, labels="masks")
+    given, computed = load(voc_subset, lists=lists), load(voc_subset, lists=lists, labels="masks")
     pairs = [(a.tags, b.tags) for a, b in zip(given, computed, strict=True)]
     assert sum(set(b or ()) <= set(a or ()) for a, b in pairs) > 0.9 * len(pairs)

@@ -518,7 +518,7 @@ def test_later_imports_add_to_earlier_ones(tmp_path):
     assert {r["format"] for r in record} == {"masks"} and record[0]["source"] == str(tmp_path / "0")
 
 
-def _member(name, mode=stat.S_IFREG | 0o644, size=None):
+def _member(name, mode):
     member = zipfile.ZipInfo(name)
     member.external_attr = mode << 16
     return member
@@ -653,8 +653,9 @@ def test_a_table_of_scores(tmp_path):
         "id\na\n",
     ):
         path.write_text(text)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="scores.csv") as caught:
             read_scores_table(path)
+        assert "score" in str(caught.value)
 
 
 def test_a_source_that_is_nothing_of_this(tmp_path):

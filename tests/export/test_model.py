@@ -1,6 +1,7 @@
 """Model folders: what is loaded answers bit for bit like what was saved; misfits are named."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_loaded_models_answer_bit_for_bit_alike(folders, task: str):
     for key in ("classes", "normalise", "scales", "flip", "max_side", "threshold", "head"):
         assert getattr(found, key) == getattr(given, key), key
     assert found.details == {"steps": 7, "tags from": "table"}
+
+
+def test_every_setting_of_inference_is_kept(folders, tmp_path: Path):
+    given = replace(load(folders["segmenter"][0]), tile=512, crf="label", max_side=None, flip=False)
+    given.save_pretrained(tmp_path / "again")
+    found = load(tmp_path / "again")
+    for field in fields(Predictor):
+        if field.name != "model":
+            assert getattr(found, field.name) == getattr(given, field.name), field.name
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -225,6 +225,12 @@ def test_feeding_leaves_remnants_for_the_reconstructor_and_none_for_the_classifi
     torch.testing.assert_close(rest, 1 - segment)
 
 
+def test_a_pretrained_reconstructor_meets_all_shares_in_its_own_time(tiny_spec: BackboneSpec):
+    model = new(tiny_spec, strategy="pretrained", pretrain=0.4, share=(0.2, 0.8), grid=32)
+    shares = [model._grid(torch.zeros(8, 3, 64, 64), p).mean().item() for p in (0, 0.2, 0.3999)]
+    assert shares == pytest.approx([0.2, 0.5, 0.8], abs=0.03)
+
+
 def test_an_image_without_tags_opposes_nothing(tiny_spec: BackboneSpec):
     model, painter = told(tiny_spec, torch.randn(1, K, 8, 8))
     batch = Batch(torch.randn(1, 3, 64, 64), torch.zeros(1, K), ["a"])

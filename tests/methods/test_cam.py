@@ -21,6 +21,14 @@ def test_pooling_the_maps_equals_classifying_the_pooled_features():
     assert head.classifier.bias is None
 
 
+def test_a_hidden_layer_is_a_projection_and_a_relu():
+    head, features = CAMHead(16, 5, hidden=8), torch.randn(2, 16, 4, 6)
+    hidden = torch.einsum("hc,bcyx->bhyx", head.hidden.weight[:, :, 0, 0], features)
+    assert (hidden < 0).any()
+    maps = torch.einsum("kh,bhyx->bkyx", head.classifier.weight[:, :, 0, 0], hidden.clamp(min=0))
+    torch.testing.assert_close(head(features), maps)
+
+
 def test_logits_are_the_average_of_the_maps(tiny_spec: BackboneSpec):
     model = build({"name": "cam"}, backbone_factory(tiny_spec), 4).eval()
     with torch.inference_mode():

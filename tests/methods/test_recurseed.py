@@ -248,7 +248,21 @@ def test_mixes_choose_by_the_probabilities_that_the_decoder_is_trained_to_give(a
 # -- teacher and state
 
 
-def test_a_teacher_makes_the_targets_and_moves_slowly():
+def test_a_teacher_makes_the_targets():
+    model, images = recurseed(False, teacher=0.9, start=0), two_tones()
+    model.eval().after_step(0.5)  # a copy of the start
+    batch, scenes = Batch(images, tags_of(1), ["a"]), []
+    with torch.no_grad():
+        levels = model.backbone(images)
+        cams, logits = model.head(levels[-1]), model.decoder.decode(images, levels)
+        for factor in (1, 0):  # what the network itself says does not count
+            scenes.append(model._scene(batch, factor * cams, levels, factor * logits))
+    assert scenes[0].maps["rs"].any()
+    assert torch.equal(scenes[0].maps["rs"], scenes[1].maps["rs"])
+    assert torch.equal(scenes[0].probabilities, scenes[1].probabilities)
+
+
+def test_a_teacher_moves_slowly():
     torch.manual_seed(0)
     model = recurseed(False, teacher=0.9, start=0)
     model.after_step(0.5)  # a copy of the start

@@ -2,7 +2,6 @@
 
 import importlib
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from weakseg.ops.dense_crf import dense_crf, dense_crf_from_labels, dense_crf_many
 
 module = importlib.import_module("weakseg.ops.dense_crf")  # the name in ops is the function
-ORACLES = Path(__file__).resolve().parents[2].parent / "shared" / "oracles"
 
 
 def _scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -104,13 +102,15 @@ def test_labels_are_the_mean_field_of_their_unary():
     )
 
 
-@pytest.mark.skipif(not ORACLES.exists(), reason="shared/oracles is absent")
+@pytest.mark.realdata
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_it_agrees_with_pydensecrf(number):
-    arrays = np.load(ORACLES / f"dense_crf_{number}.npz")
+def test_it_agrees_with_pydensecrf(oracle, number):
+    arrays = oracle(f"dense_crf_{number}")
     image = torch.from_numpy(arrays["image"]).permute(2, 0, 1)[None]
     probabilities = torch.from_numpy(arrays["probabilities"])[None]
-    for name in {"soft", "label", "deeplab"} & set(arrays):
+    names = {"soft", "label", "deeplab"} & set(arrays)
+    assert names
+    for name in names:
         iterations, near, weight, far, colour, far_weight = map(int, arrays[f"{name}_params"])
         kernels = (near, weight), (far, colour, far_weight)
         if name == "label":

@@ -1,3 +1,5 @@
+"""An estimate of a mask from its image alone: what lowers it, and by how much."""
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -36,6 +38,7 @@ def test_what_spills_to_the_border_and_what_is_empty_come_before():
     assert good.border == 0
     assert flooded.border == pytest.approx(0.5, abs=0.02)
     assert empty.score == 0 < flooded.score < good.score
+    assert flooded.score == pytest.approx(flooded.agreement * (1 - flooded.border))
     assert empty.classes == 0
 
 
@@ -68,3 +71,10 @@ def test_another_size_is_refused():
     image, mask = _scene()
     with pytest.raises(ValueError, match="mask is"):
         mask_quality(image, mask[:-1])
+
+
+def test_the_border_is_as_wide_as_a_pixel_of_80():
+    image, _ = _scene()
+    mask = np.zeros((64, 80), np.uint8)
+    mask[:, 0] = 1
+    assert mask_quality(image, mask).border == pytest.approx(64 / (2 * 80 + 2 * 62))

@@ -1,7 +1,5 @@
 """PAMR and PAR: a slow definition, published outputs, both paths, and what refinement must keep."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 
 from weakseg.ops.pamr import _rule, _with_tensors, pamr
 
-ORACLES = Path(__file__).resolve().parents[2].parent / "shared" / "oracles"
 FACTOR = {"pamr": 0.1, "par": 0.3}
 VARIANTS = pytest.mark.parametrize("variant", ["pamr", "par"])
 SIX = (1, 2, 4, 8, 12, 24)
@@ -97,18 +94,16 @@ def test_any_size_and_any_dilation(height, width, dilations, variant, seed):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("name", ["pamr_0", "pamr_1"])
-def test_published_implementation(name):
-    file = ORACLES / f"{name}.npz"
-    if not file.exists():
-        pytest.skip(f"{file.name} is not in shared/oracles")
-    oracle = np.load(file)
-    image = torch.from_numpy(oracle["image"]).permute(2, 0, 1)[None] / 255
-    maps, dilations = torch.from_numpy(oracle["scores"])[None], tuple(oracle["dilations"].tolist())
-    expected = torch.from_numpy(oracle["refined"])[None]
-    found = pamr(image, maps, dilations, int(oracle["iterations"]))
+def test_published_implementation(oracle, name):
+    arrays = oracle(name)
+    image = torch.from_numpy(arrays["image"]).permute(2, 0, 1)[None] / 255
+    maps, dilations = torch.from_numpy(arrays["scores"])[None], tuple(arrays["dilations"].tolist())
+    expected = torch.from_numpy(arrays["refined"])[None]
+    found = pamr(image, maps, dilations, int(arrays["iterations"]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    found = by_tensors(image, maps, dilations, int(oracle["iterations"]))
+    found = by_tensors(image, maps, dilations, int(arrays["iterations"]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

@@ -1,7 +1,5 @@
 """Random walks: against dense matrix powers, published outputs, and known answers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,8 +15,6 @@ from weakseg.ops.random_walk import (
     random_walk,
     random_walk_from_features,
 )
-
-ORACLES = Path(__file__).resolve().parents[2].parent / "shared" / "oracles"
 
 
 def dense(height, width, radius, affinity):
@@ -89,16 +85,14 @@ def test_default_settings_on_a_larger_grid():
     np.testing.assert_allclose(random_walk(scores, edge)[0].numpy(), expected, atol=3e-6)
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("number", [0, 1])
-def test_published_outputs(number):
-    file = ORACLES / f"random_walk_{number}.npz"
-    if not file.exists():
-        pytest.skip(f"{file.name} is not in shared/oracles")
-    oracle = np.load(file)
-    scores, edge = torch.from_numpy(oracle["scores"])[None], torch.from_numpy(oracle["edge"])[None]
-    chosen = int(oracle["radius"]), float(oracle["beta"]), int(oracle["steps"])
+def test_published_outputs(oracle, number):
+    published = oracle(f"random_walk_{number}")
+    scores, edge = (torch.from_numpy(published[key])[None] for key in ("scores", "edge"))
+    chosen = int(published["radius"]), float(published["beta"]), int(published["steps"])
     found = random_walk(scores, edge, *chosen)
-    np.testing.assert_allclose(found[0].numpy(), oracle["walked"], atol=1e-4)
+    np.testing.assert_allclose(found[0].numpy(), published["walked"], atol=1e-4)
 
 
 def test_two_cells_by_hand():

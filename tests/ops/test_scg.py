@@ -1,7 +1,5 @@
 """Self-correlation maps: against the definition, published outputs, and known answers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weakseg.ops.scg import self_correlation
-
-ORACLES = Path(__file__).resolve().parents[2].parent / "shared" / "oracles"
 
 
 def unit_range(values, axis=None):
@@ -142,17 +138,15 @@ def test_the_settings_matter():
         assert (self_correlation(cams, features, **change) - plain).abs().max() > 1e-3, change
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("number", [0, 1])
-def test_published_outputs(number):
-    file = ORACLES / f"scg_{number}.npz"
-    if not file.exists():
-        pytest.skip(f"{file.name} is not in shared/oracles")
-    oracle = np.load(file)
-    cams = torch.from_numpy(oracle["cams"])[None]
-    features = [torch.from_numpy(oracle[f"features_{i}"])[None] for i in range(3)]
+def test_published_outputs(oracle, number):
+    published = oracle(f"scg_{number}")
+    cams = torch.from_numpy(published["cams"])[None]
+    features = [torch.from_numpy(published[f"features_{i}"])[None] for i in range(3)]
     thresholds = ("first_threshold", "second_threshold", "foreground", "background")
-    found = self_correlation(cams, features, *(float(oracle[name]) for name in thresholds))
-    np.testing.assert_allclose(found[0].numpy(), oracle["refined"], atol=1e-5)
+    found = self_correlation(cams, features, *(float(published[name]) for name in thresholds))
+    np.testing.assert_allclose(found[0].numpy(), published["refined"], atol=1e-5)
 
 
 def test_two_regions_by_hand():

@@ -116,3 +116,9 @@ def test_no_contrast_without_colours_or_scores():
     assert contrast_threshold(colour_contrast(gray, best)) is None
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     assert contrast_threshold(colour_contrast(image, np.zeros((8, 8)))) is None
+
+
+def test_contrast_is_looked_for_where_masks_can_be():
+    contrast = np.zeros(100)
+    contrast[[2, 60, 75, 90]] = 0.9, 0.5, 0.8, 1.0
+    assert contrast_threshold(contrast).threshold == pytest.approx(0.6)

@@ -33,7 +33,7 @@ def scene(index: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     return image, mask, tuple(CLASSES[k - 1] for k in np.unique(mask) if 0 < k < 255)
 
 
-def make_collection(root: Path, *, truth: bool = True) -> Collection:
+def make_collection(root: Path) -> Collection:
     samples = []
     for index in range(16):
         image, mask, tags = scene(index)
@@ -42,8 +42,7 @@ def make_collection(root: Path, *, truth: bool = True) -> Collection:
         root.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
         write_mask(root / f"{index}-mask.png", mask)
-        truth_file = root / f"{index}-mask.png" if truth else None
-        samples.append(Sample(f"{split}/{index}", path, tags, split, truth_file))
+        samples.append(Sample(f"{split}/{index}", path, tags, split, root / f"{index}-mask.png"))
     notes = ("Found <script>alert(1)</script> in the table.",)
     return Collection("tiny & co", CLASSES, tuple(samples), "table <i>labels.csv", notes)
 

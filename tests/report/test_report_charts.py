@@ -50,11 +50,12 @@ def test_lines_stay_inside_the_picture(points: list[tuple[float, float]], smooth
     svg = line_chart([Series("a", sorted(points))], x_label="x", y_label="y", smooth=smooth)
     root = ElementTree.fromstring(svg)
     _, _, width, height = (float(v) for v in root.attrib["viewBox"].split())
-    for line in root.iter("polyline"):
-        for place in line.attrib["points"].split():
-            x, y = (float(v) for v in place.split(","))
-            assert 0 <= x <= width
-            assert 0 <= y <= height
+    places = [p.split(",") for line in root.iter("polyline") for p in line.attrib["points"].split()]
+    places += [(dot.attrib["cx"], dot.attrib["cy"]) for dot in root.iter("circle")]  # of one point
+    assert len(places) >= len(points)
+    for x, y in (map(float, place) for place in places):
+        assert 0 <= x <= width
+        assert 0 <= y <= height
 
 
 def test_labels_are_escaped() -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_bench import Workbench, overwrite
+from report_bench import Workbench, overwrite, row
 
 from weakseg.data.samples import Sample
 from weakseg.report import write_report
@@ -243,3 +243,36 @@ def test_very_many_classes(bench: Workbench) -> None:
     many = replace(bench.collection, classes=names, samples=samples)
     page = written(replace(bench, collection=many))
     assert "240 more are not shown" in page.text
+
+
+def test_terms_that_never_were_active_are_named(bench: Workbench) -> None:
+    bench.stage("train", steps=60, active_steps={"cls": 60, "late": 0})
+    text = written(bench).text
+    assert "Loss terms that were never active (train)" in text and "late. The schedule" in text
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_loss_that_still_falls_is_named(bench: Workbench, falls: bool) -> None:
+    bench.train()
+    log = bench.run.stage_folder("train") / "logs/from-0000000/metrics.csv"
+    rows = [f"{s},0,{1 - s / 61 if falls else 0.5:.4f},0.01" for s in range(1, 61)]
+    log.write_text("\n".join(["step,epoch,cls,lr", *rows]))
+    assert ("still falling at the end (train)" in written(bench).text) == falls
+
+
+@pytest.mark.parametrize(("miou", "said"), [(0.43, "3.0 points above"), (0.33, "7.0 points below")])
+def test_what_the_segmenter_gains_is_said(bench: Workbench, miou: float, said: str) -> None:
+    bench.everything()
+    rows = [row("mask", "train", 0.4, "label-free"), row("segmenter", "train", miou, "label-free")]
+    overwrite(bench.run.stage_folder("evaluate") / "results.json", {"rows": rows})
+    assert f"The segmenter is {said} its own masks" in written(bench).text
+
+
+def test_a_threshold_among_many_scores_is_named(bench: Workbench) -> None:
+    bench.masks()
+    said = "Much depends on the threshold"
+    assert said not in written(bench).text
+    file = bench.run.stage_folder("masks") / "rule.json"
+    crowd = [500 if 60 < i < 78 else 1 for i in range(256)]  # around .27
+    overwrite(file, {"rule": "label-free", "threshold": 0.27, "histogram": crowd})
+    assert said in written(bench).text

@@ -15,7 +15,7 @@ from weakseg.errors import UserError
 from weakseg.pipeline import collect, run_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.annotation import export_masks, import_masks, run_masks
-from weakseg.stages.masks import mask_files, training_inputs
+from weakseg.stages.masks import mask_files, score, training_inputs
 
 
 def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, capsys):
@@ -127,6 +127,14 @@ def test_predictions_of_an_earlier_network_are_not_exported(tiny, tmp_path):
     run_recipe(tiny, run.path, until="segment")
     with pytest.raises(UserError, match="older than the network"):
         run_masks(run, tiny, collection, "predict")
+
+
+def test_masks_that_were_corrected_are_not_scored(masked):
+    run, collection = masked
+    train = collection.split("train")
+    write_mask(run.path / "corrected" / f"{train[5].id}.png", np.ones((64, 64), np.uint8))
+    scored = {s.masked.id for s in score(run, train)}
+    assert scored == {s.id for s in train} - {train[5].id}
 
 
 def test_the_command_line(masked, tmp_path, capsys):

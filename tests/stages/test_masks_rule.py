@@ -1,3 +1,5 @@
+"""The rule that sets the background, and the masks that follow from it."""
+
 import cv2
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, write_scores
 from weakseg.ops import colour_contrast, contrast_threshold, label_free_threshold
 from weakseg.recipe import MasksConfig
-from weakseg.stages.masks import choose_rule
+from weakseg.stages.masks import choose_rule, label
 
 
 @pytest.fixture
@@ -58,3 +60,24 @@ def test_a_criterion_that_is_named_is_the_one(seeds):
     rule = choose_rule(MasksConfig(criterion="variance"), folder, images)
     assert rule.threshold == label_free_threshold(np.array(rule.histogram), "variance").threshold
     assert rule.criterion["name"].startswith("variance")
+
+
+def test_the_power_rule_is_its_threshold(seeds):
+    folder, images, _ = seeds
+    rule = choose_rule(MasksConfig(rule="power", alpha=2), folder, images)
+    assert rule.rule == "power"
+    assert rule.threshold == pytest.approx((3 - 5**0.5) / 2)  # t = (1 - t)^2
+
+
+def test_scores_near_the_threshold_are_unsure():
+    scores = np.float32([[[0.1, 0.24, 0.26, 0.34, 0.36, 0.9]]])
+    seed = ScoreFile(np.array([3], np.int16), scores, 1, (1, 6))
+    assert label(seed, 0.3).tolist() == [[0, 0, 0, 3, 3, 3]]
+    assert label(seed, 0.3, 0.05).tolist() == [[0, 0, 255, 255, 3, 3]]
+
+
+def test_a_background_map_is_the_limit():
+    scores = np.float32([[[0.9, 0.2, 0.5]], [[0.5, 0.4, 0.55]]])
+    seed = ScoreFile(np.array([0, 7], np.int16), scores, 1, (1, 3))
+    assert label(seed, 0.3).tolist() == [[0, 7, 7]]
+    assert label(seed, None, 0.1).tolist() == [[0, 7, 255]]

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import weakseg
 from tests.stages.conftest import contents
 from weakseg import pipeline
 from weakseg.data.images import read_mask, write_mask
-from weakseg.data.scorefile import read_scores
+from weakseg.data.samples import Collection, Sample
+from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
 from weakseg.export.model import find_model
+from weakseg.ops import confusion_matrix, metrics
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe
 from weakseg.report.comparison import Comparison, Entry, summary, write_comparison_page
 from weakseg.report.facts import gather
 from weakseg.runfolder import RunFolder
-from weakseg.stages.seeds import gated
+from weakseg.stages.seeds import classification_f1, gated
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +116,41 @@ def test_results_say_where_they_come_from(finished):
         assert 0 <= row["miou"] <= 1
         assert row["images"] == (6 if row["split"] == "val" else 24)
     assert by["segmenter", "val", "label-free"]["tags"] == "none"
+
+
+def test_lists_of_images_have_rows_of_their_own_and_the_worst_are_named(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    train = finished.collection.split("train").samples
+    (tmp_path / "list.txt").write_text(f"{train[3].id}\n{train[8].id}\n")
+    recipe = load_recipe(folder / "recipe.yaml", sets=[f"evaluate.lists.two={tmp_path}/list.txt"])
+    run_recipe(recipe, folder)
+    results = json.loads((folder / "8-evaluate/results.json").read_text())
+
+    def counted(samples):
+        pairs = ((folder / "5-masks/masks" / f"{s.id}.png", s.mask) for s in samples)
+        return sum(
+            confusion_matrix(*map(read_mask, p), len(finished.collection.classes)) for p in pairs
+        )
+
+    (row,) = (r for r in results["rows"] if (r["stage"], r["split"]) == ("mask", "two"))
+    assert row["images"] == 2
+    assert row["miou"] == pytest.approx(metrics(counted([train[3], train[8]])).miou)
+    alone = sorted((metrics(counted([s])).miou, s.id) for s in train)
+    assert results["worst"]["mask"] == [[name, pytest.approx(v)] for v, name in alone[:12]]
+
+
+def test_the_segmenter_starts_from_the_classifier(finished):
+    """Where both have one backbone that nobody trained before: four steps leave it near."""
+    classifier, segmenter = (
+        load_file(finished.folder / stage / "model/model.safetensors")
+        for stage in ("2-train", "6-segment")
+    )
+    names = [n for n, w in classifier.items() if n.startswith("backbone.") and w.ndim > 1]
+    start = torch.cat([classifier[n].flatten() for n in names])
+    found = torch.cat([segmenter[f"network.{n}"].flatten() for n in names])
+    assert not found.equal(start)
+    assert torch.corrcoef(torch.stack([start, found]))[0, 1] > 0.9
 
 
 def test_a_second_run_skips_everything(finished, monkeypatch):
@@ -226,13 +266,18 @@ def test_run_takes_a_folder_and_a_table(tmp_path, finished):
         Image.open(sample.image).resize((50 + i, 61)).save(photos / f"{i}.jpg")
         lines.append(f"deep/{i}.jpg,{';'.join(sample.tags)}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
+    tags = {tag for s in finished.collection.split("train").samples[:12] for tag in s.tags}
+    classes = sorted(tags, reverse=True)
     run = weakseg.run(
         tmp_path / "photos",
         tmp_path / "labels.csv",
         out=tmp_path / "out",
+        classes=classes,
+        sets=["seed=5"],
         recipe=finished.recipe.model_dump(exclude={"data"}, mode="json"),
     )
     assert read_mask(run.masks / "deep" / "3.png").shape == (61, 53)
+    assert run.collection.classes == tuple(classes) and run.recipe.seed == 5
     assert not (tmp_path / "out" / "8-evaluate").exists()
 
 
@@ -294,7 +339,6 @@ def test_a_run_on_other_data_is_not_cleared(finished, tmp_path):
 
 
 def test_large_images_go_alone_and_small_ones_together(tmp_path):
-    from weakseg.data.samples import Sample
     from weakseg.recipe import InferenceConfig
     from weakseg.stages.batches import groups_of_one_size
 
@@ -397,8 +441,6 @@ def test_finished_runs_can_be_compared(finished, single_stage, tmp_path):
 
 def test_a_segmenter_of_an_earlier_recipe_is_not_the_model(single_stage, tmp_path):
     """A folder whose method was changed: what stands there of the old recipe misleads nobody."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(single_stage.folder, run)
     shutil.copytree(run / "2-train/model", run / "6-segment/model")
@@ -417,6 +459,18 @@ def test_probabilities_are_among_the_tagged_classes():
     np.testing.assert_allclose(kept, [[[0.5, 1, 0.5]], [[0.5, 0, 0.5]]])
 
 
+def test_the_f1_of_a_classifier_is_the_mean_over_classes(tmp_path):
+    tags, found = ("a", "ab", "b"), ([0.9, 0.6, 0.1], [0.8, 0.4, 0.1], [0.2, 0.9, 0.1])
+    samples = []
+    for i, (own, shares) in enumerate(zip(tags, found, strict=True)):
+        samples.append(Sample(f"{i}", tmp_path / f"{i}.png", tuple(own)))
+        none = ScoreFile(np.zeros(0, np.int16), np.zeros((0, 2, 2)), 1, (2, 2), np.float32(shares))
+        write_scores(tmp_path / f"{i}.npz", none)
+    images = Collection("three", ("a", "b", "c"), tuple(samples), "by hand")
+    # a: two of two, and no other; b: one of two, and one other; c is neither given nor found.
+    assert classification_f1(images, tmp_path) == pytest.approx((1 + 0.5) / 2)
+
+
 def test_scores_of_a_decoder_bring_their_own_background(single_stage):
     sample = next(iter(single_stage.collection.split("train")))
     scores = read_scores(RunFolder(single_stage.folder).scores_folder() / f"{sample.id}.npz")
@@ -424,16 +478,15 @@ def test_scores_of_a_decoder_bring_their_own_background(single_stage):
     assert sorted(scores.classes.tolist()) == sorted(ids)
 
 
-def test_without_tags_only_classes_that_are_found_are_predicted(single_stage):
+def test_without_tags_only_classes_that_are_found_are_predicted(single_stage, monkeypatch):
     model, sample = single_stage.model, next(iter(single_stage.collection))
-    model.model.present = 1.0
-    assert not model.predict(sample.image).any()
-    model.model.present = 0.34
+    image = torch.from_numpy(np.asarray(Image.open(sample.image))).permute(2, 0, 1)[None]
+    for present, some in ((1.0, False), (0.0, True)):
+        monkeypatch.setattr(model.model, "present", present)
+        assert bool(model.probabilities(image)[:, 1:].any()) == some
 
 
 def test_snapshots_are_weights_along_the_way(single_stage):
-    from safetensors.torch import load_file
-
     folder = RunFolder(single_stage.folder).stage_folder("train")
     found = sorted(p.name for p in (folder / "snapshots").iterdir())
     assert found == ["0000003.safetensors", "0000006.safetensors"]

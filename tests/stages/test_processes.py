@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,11 @@ from weakseg.training.fit import read_losses
 
 pytestmark = pytest.mark.process
 
-# Writes slowly, so that a kill reliably falls between two files of a stage.
+# Runs a recipe in a process of its own for each line that it reads, and says that process's number:
+# imports take longer than such a run. It writes slowly, so that a kill reliably falls between two
+# files of a stage.
 SLOWLY = """
-import sys, time
+import os, sys, time
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe
 from weakseg.stages import masks, seeds
@@ -36,43 +40,60 @@ def slowed(write):
     return slow
 
 seeds.write_scores, masks.write_mask = slowed(seeds.write_scores), slowed(masks.write_mask)
-run_recipe(load_recipe(sys.argv[1]), sys.argv[2], until="masks")
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        run_recipe(load_recipe(sys.argv[1]), sys.argv[2], until="masks")
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
 def test_killed_three_times_the_result_is_bit_equal(tiny: Recipe, tmp_path: Path):
-    tiny = tiny.model_copy(update={"train": tiny.train.model_copy(update={"steps": 40})})
+    tiny = tiny.model_copy(update={"train": tiny.train.model_copy(update={"steps": 20})})
     run_recipe(tiny, tmp_path / "whole", until="masks")
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "killed"
     recipe.write_text(tiny.to_yaml())
-    _kill_when(recipe, run, lambda: (run / "2-train" / "last.ckpt").exists())
-    assert RunFolder(run).record("train").status == "running"
-    _kill_when(recipe, run, lambda: len(list(run.glob("3-seeds/scores/**/*.npz"))) > 2)
-    assert len(list(run.glob("3-seeds/scores/**/*.npz"))) < 24
-    _kill_when(recipe, run, lambda: len(list(run.glob("5-masks/masks/**/*.png"))) > 2)
-    assert len(list(run.glob("5-masks/masks/**/*.png"))) < 24
+    scores, masks = "3-seeds/scores/**/[!.]*.npz", "5-masks/masks/**/[!.]*.png"
+    with _runs(recipe, run) as kill_when:
+        kill_when(lambda: (run / "2-train" / "last.ckpt").exists())
+        assert RunFolder(run).record("train").status == "running"
+        for pattern in (scores, masks):
+            kill_when(lambda pattern=pattern: len(list(run.glob(pattern))) > 2)
+            assert len(list(run.glob(pattern))) < 24
     run_recipe(tiny, run, until="masks")
     assert RunFolder(run).record("train").starts > 1
-    patterns = (
-        "2-train/model/*",
-        "3-seeds/scores/**/[!.]*",
-        "5-masks/masks/**/[!.]*",
-        "5-masks/rule.json",
-    )
+    patterns = ("2-train/model/*", scores, masks, "5-masks/rule.json")
     assert contents(run, *patterns) == contents(tmp_path / "whole", *patterns)
 
 
-def _kill_when(recipe: Path, run: Path, moment) -> None:
+@contextmanager
+def _runs(recipe: Path, run: Path) -> Iterator[Callable[[Callable[[], bool]], None]]:
+    """A function that starts the run in another process, and kills that at a moment."""
     # Bit-equal means: with the same number of threads, and tests run on one.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SLOWLY, str(recipe), str(run)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not moment():
-            assert process.poll() is None, "the process ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as starter:
+
+        def kill_when(moment: Callable[[], bool]) -> None:
+            starter.stdin.write("\n")
+            starter.stdin.flush()
+            process = int(starter.stdout.readline())
+            deadline = time.monotonic() + 120
+            while not moment():
+                os.kill(process, 0)  # raises where it ended before it could be killed
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            os.kill(process, signal.SIGKILL)
+            assert starter.stdout.readline() == "ended\n"
+
+        try:
+            yield kill_when
+        finally:
+            starter.kill()
 
 
 def test_two_processes_train_as_one(tiny: Recipe, tmp_path: Path):

@@ -8,17 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.stages.conftest import TINY, contents
 from weakseg.data.images import read_mask
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.errors import UserError
+from weakseg.inference import Normalise, Predictor
+from weakseg.methods import build
+from weakseg.networks.affinity import AffinityNetwork
+from weakseg.networks.backbone import backbone_factory, make_backbone
+from weakseg.ops import dense_crf, dense_crf_from_labels
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 from weakseg.stages import refine as refining
 from weakseg.stages.affinity import sure_labels
-from weakseg.stages.refine import AffinityStep, Given, resolve_steps, steps
+from weakseg.stages.refine import AffinityStep, Given, SCGStep, resolve_steps, steps
+from weakseg.training.affinity import AffinityLearner
 
 TRAIN = {"steps": 2, "batch": 4, "crop": 64}
 CHAINS: dict[str, list] = {
@@ -113,7 +120,14 @@ def test_another_walk_does_not_train_again(started: Path):
             contents(started, "4-refine/network/labels/**/*"),
         )
 
-    first, other, lenient = walk(steps=2), walk(steps=8), walk(labels={"harden": "pamr"})
+    first, other = walk(steps=2), walk(steps=8)
+    classifier = load_file(started / "2-train/model/model.safetensors")
+    kept = torch.load(started / "4-refine/network/last.ckpt", weights_only=True)["state_dict"]
+    for name in (n for n in classifier if n.startswith("backbone.") and "num_" not in n):
+        assert kept[f"model.network.{name}"].equal(classifier[name]), (
+            "it starts there, and is fixed"
+        )
+    lenient = walk(labels={"harden": "pamr"})
     assert first[0] != other[0]
     assert first[1:] == other[1:]
     assert other[1] != lenient[1] and other[2] != lenient[2]
@@ -226,14 +240,17 @@ def test_shipped_recipes_name_steps_that_exist(name: str):
 @pytest.mark.parametrize(("side", "steps"), [(500, 256), (250, 64), (1000, 1024), (10, 1)])
 def test_the_walk_reaches_the_same_share_of_an_image_of_any_size(monkeypatch, side, steps):
     asked = []
-    monkeypatch.setattr(
-        refining, "random_walk", lambda maps, *rest: asked.append(rest[-1]) or maps.clone()
-    )
+    for name in ("random_walk", "random_walk_from_features"):
+        monkeypatch.setattr(
+            refining, name, lambda maps, *rest: asked.append(rest[1:]) or maps.clone()
+        )
     image = torch.zeros(1, 3, side // 2, side, dtype=torch.uint8)
-    (step,) = resolve_steps([{"name": "affinity"}])
-    seed = _seed(np.ones((1, 2, 4)), (1,))
-    step(Given(image, seed, 0.3, affinity=torch.zeros(1, 1, 2, 4)))
-    assert asked == [steps]
+    seed = _seed(np.full((1, 2, 4), 0.5), (1,))
+    for kind in ("irn", "psa"):
+        (step,) = resolve_steps([{"name": "affinity", "kind": kind}])
+        found = step(Given(image, seed, 0.3, affinity=torch.zeros(1, 1, 2, 4)))
+        assert (found.scores == 1).all(), "what the walk spread thin is brought back to one"
+    assert asked == [(5, 10, steps), (5, 8, steps)]  # methods.md 11: powers of IRNet, AffinityNet
 
 
 def _seed(maps: np.ndarray, ids: tuple[int, ...]) -> ScoreFile:
@@ -317,3 +334,39 @@ def test_recipes_of_papers_train_the_walk_at_the_published_rate(name: str):
             train = step.config.train
             assert train.lr * train.head_lr == pytest.approx(0.1)
             assert train.momentum < 0.01
+
+
+def test_the_crf_weighs_scores_or_their_labels():
+    image = torch.randint(0, 256, (1, 3, 9, 11), dtype=torch.uint8)
+    maps = np.random.default_rng(0).random((2, 9, 11)).astype(np.float32)
+    given = Given(image, _seed(maps, (2, 5)), 0.4)
+    both = torch.cat([torch.full((1, 1, 9, 11), 0.4), torch.from_numpy(maps)[None]], 1)
+    labels = dense_crf_from_labels(image, both.argmax(1), 3, 0.7, 1, preset="label")
+    scores = dense_crf(image, both / both.sum(1, keepdim=True), 1, preset="soft")
+    for wanted, settings in ((labels, {}), (scores, {"unary": "soft", "preset": "soft"})):
+        (step,) = resolve_steps([{"name": "crf", "iterations": 1, **settings}])
+        found = step(given)
+        assert found.classes.tolist() == [0, 2, 5]
+        np.testing.assert_allclose(found.scores, wanted[0], atol=1e-6)
+
+
+def test_scg_takes_the_deepest_levels(tiny_spec):
+    model = build({"name": "cam"}, backbone_factory(tiny_spec), 2).eval()
+    predictor = Predictor(model, ("a", "b"), Normalise((0.5,) * 3, (0.5,) * 3))
+    given = Given(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), _seed(np.ones((1, 4, 4)), (1,)))
+    for levels, count in ((2, 2), (None, 5)):
+        found = refining._features(predictor, SCGStep.Config(levels=levels))(given).features
+        wanted = model.backbone.levels[-count:]
+        assert [f.shape[1] for f in found] == [level.channels for level in wanted]
+
+
+def test_boundaries_of_a_mirrored_image_are_mirrored(tiny_spec):
+    learner = AffinityLearner(AffinityNetwork(make_backbone(tiny_spec), "irn", False), 5).eval()
+    provide = refining._affinity(Predictor(learner, ("",), Normalise((0.5,) * 3, (0.5,) * 3)))
+    image, seed = (
+        torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8),
+        _seed(np.ones((1, 4, 4)), (1,)),
+    )
+    found, mirrored = (provide(Given(x, seed)).affinity for x in (image, image.flip(-1)))
+    assert found.std() > 0
+    torch.testing.assert_close(mirrored.flip(-1), found)

@@ -1,5 +1,6 @@
 """What is drawn depends on (seed, pass, sample) alone, and masks follow their images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -126,6 +127,13 @@ def test_a_view_depends_on_seed_pass_and_index_alone(tiny_collection: Collection
         TrainingImages(tiny_collection, AUGMENT, seed=4)[1, 0][0],
     ]
     assert not any(torch.equal(first, other) for other in others)
+
+
+def test_images_of_one_pass_have_views_of_their_own(tiny_collection: Collection):
+    one = tiny_collection[4]
+    twice = replace(tiny_collection, samples=(one, replace(one, id="again")))
+    data = TrainingImages(twice, AUGMENT, seed=0)
+    assert not torch.equal(data[0, 0][0], data[1, 0][0])
 
 
 def test_items_carry_tags_and_ids(tiny_collection: Collection):

@@ -218,7 +218,12 @@ def test_averaged_weights_have_their_closed_form(run):
     seen: list[dict[str, Tensor]] = []
 
     class Logged(Toy):
+        def __init__(self, steps: int) -> None:
+            super().__init__(steps)
+            self.register_buffer("count", torch.zeros(1))  # as the statistics of BatchNorm
+
         def after_step(self, progress: float) -> None:
+            self.count += 1
             seen.append(weights(self))
 
     found = weights(run(Logged, steps=5, ema=0.8).model)
@@ -234,6 +239,44 @@ def test_the_schedule_reaches_the_optimiser(run, tmp_path: Path):
     run(steps=4, schedule="poly", power=1.0, lr=0.4)
     rates = [value for _, value in read_losses(tmp_path / "run")["lr"]]
     assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_new_layers_take_longer_steps(run):
+    """Beside a backbone that was trained before; the schedule keeps the factor."""
+    names = ("second.weight", "backbone.network.conv1.0.weight")
+    before: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    steps: dict[str, tuple[Tensor, Tensor]] = {}
+
+    class Started(Toy):
+        def __init__(self, steps: int) -> None:
+            super().__init__(steps)
+            spec = BackboneSpec(name="test_resnet", pretrained=False)
+            self.backbone = make_backbone(spec)
+            self.backbone.from_scratch = False
+
+        def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+            if progress:
+                for name in names:
+                    steps[name] = self.get_parameter(name).detach() - before[name], gradients[name]
+            deep = self.backbone(batch.images)[-1].mean()
+            terms = {"cls": super().losses(batch, progress)["cls"] + deep}
+            for name in names:
+                own = self.get_parameter(name)
+                before[name] = own.detach().clone()
+                own.register_hook(lambda g, name=name: gradients.__setitem__(name, g.clone()))
+            return terms
+
+    run(Started, steps=2, lr=0.1, head_lr=7)
+    for name, factor in zip(names, (7, 1), strict=True):
+        moved, gradient = steps[name]
+        torch.testing.assert_close(moved, -0.1 * factor * gradient, atol=1e-6, rtol=1e-3)
+
+
+def test_each_step_draws_anew(run):
+    drawn: list[float] = []
+    run(lambda n: Toy(n, watch=lambda *_: drawn.append(torch.rand(()).item())), steps=4)
+    assert len(set(drawn)) == 4
 
 
 def test_progress_is_the_share_that_is_done(run):
@@ -292,6 +335,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_harms(run, tmp_path: Path, ba
     assert all(v.isfinite().all() for v in kept["state_dict"].values())
     mended = run(steps=10, checkpoint_every=2)
     assert_equal(weights(mended.model), weights(run(steps=10, folder="whole").model))
+
+
+def test_weights_that_are_no_numbers_are_not_kept(run, tmp_path: Path):
+    """A step can spoil them though its own loss was finite."""
+
+    class Spoiled(Toy):
+        def after_step(self, progress: float) -> None:
+            if progress == 0.5:
+                self.second.weight.data[0, 0] = float("nan")
+
+    with pytest.raises(UserError, match="became nan at step 3"):
+        run(Spoiled, steps=4, checkpoint_every=1)
+    kept = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    assert kept["weakseg"]["steps_done"] == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,0 +1,36 @@
+"""What --dry-run multiplies, with every measurement taken to be two seconds."""
+
+import pytest
+
+from weakseg import estimate
+from weakseg.data.samples import Collection
+from weakseg.recipe import load_recipe
+
+
+def test_seconds_are_those_of_all_steps_and_images(
+    tiny_collection: Collection, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(estimate, "_time", lambda work, device: work() and 0 or 2.0)
+    training = {"steps": 7, "batch": 4, "crop": 32}
+    recipe = load_recipe(
+        {
+            "backbone": {"name": "test_resnet", "pretrained": False},
+            "train": training | {"accumulate": 2},
+            "segmenter": {"channels": 8, "train": training},
+            "seeds": {"scales": [1.0, 0.5, 2.0]},
+            "runtime": {"accelerator": "cpu"},
+        }
+    )
+    names = ["check", "train", "seeds", "masks", "segment", "predict", "evaluate"]
+    planned = {stage.name: stage for stage in estimate.plan(recipe, tiny_collection, names)}
+    assert {name: stage.seconds for name, stage in planned.items()} == {
+        "check": None,
+        "train": 7 * 2 * 2,
+        "seeds": 8 * 3 * 2,
+        "masks": None,
+        "segment": 7 * 2,
+        "predict": 8 * len(recipe.predict.scales) * 2,
+        "evaluate": None,
+    }
+    assert planned["train"].what == "test_resnet, 7 steps of 4 images at 32 px"
+    assert planned["evaluate"].what == "8 images with ground truth"
