@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -13,29 +14,30 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import weakseg
-from tests.stages.conftest import contents
+from tests.stages.conftest import TINY, contents
 from weakseg import pipeline
 from weakseg.data.images import read_mask, write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
 from weakseg.export.model import find_model
+from weakseg.methods import resolve
 from weakseg.ops import confusion_matrix, metrics
 from weakseg.pipeline import run_recipe
-from weakseg.recipe import load_recipe
-from weakseg.report.comparison import Comparison, Entry, summary, write_comparison_page
+from weakseg.recipe import InferenceConfig, load_recipe
+from weakseg.report.comparison import summary, write_comparison_page
+from weakseg.report.numbers import Comparison, Entry
 from weakseg.report.facts import gather
 from weakseg.runfolder import RunFolder
+from weakseg.stages.batches import groups_of_one_size
 from weakseg.stages.seeds import classification_f1, gated
+from weakseg.stages.train import inputs
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, request):
+def finished(tmp_path_factory, shapes_root):
     """A finished tiny run, shared by tests that only look."""
-    from tests.stages.conftest import TINY
-
-    root = request.getfixturevalue("shapes_root")
-    recipe = load_recipe(TINY, overrides={"data": {"root": str(root)}})
+    recipe = load_recipe(TINY, overrides={"data": {"root": str(shapes_root)}})
     return run_recipe(recipe, tmp_path_factory.mktemp("run") / "run")
 
 
@@ -315,8 +317,6 @@ def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp
     victim = collection.split("train").samples[-1].image
     whole, stamp = victim.read_bytes(), victim.stat()
     victim.write_bytes(whole[:200].ljust(len(whole), b"\0"))
-    import os
-
     os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     with pytest.raises(UserError) as error:
         run_recipe(recipe, tmp_path / "run")
@@ -339,9 +339,6 @@ def test_a_run_on_other_data_is_not_cleared(finished, tmp_path):
 
 
 def test_large_images_go_alone_and_small_ones_together(tmp_path):
-    from weakseg.recipe import InferenceConfig
-    from weakseg.stages.batches import groups_of_one_size
-
     samples = []
     for i in range(6):
         size = (3000, 2000) if i % 2 else (300, 200)
@@ -358,10 +355,6 @@ def test_large_images_go_alone_and_small_ones_together(tmp_path):
 
 def test_a_training_knows_every_setting_of_its_method(tiny_collection):
     """So that neither a model folder nor a finished stage changes when a default does."""
-    from weakseg.methods import resolve
-    from weakseg.recipe import load_recipe
-    from weakseg.stages.train import inputs
-
     section = {"name": "puzzle", "alpha": 1.5}
     kept = inputs(load_recipe({"method": section}), tiny_collection)["method"]
     assert set(kept) == {"name", *resolve(section)[0].Config.model_fields}
@@ -373,14 +366,12 @@ RECURSEED = {"name": "recurseed+edgepredictmix", "channels": 8, "dilations": [1,
 
 
 @pytest.fixture(scope="module")
-def single_stage(tmp_path_factory, request):
+def single_stage(tmp_path_factory, shapes_root):
     """A finished tiny run of a method that is its own segmenter."""
-    from tests.stages.conftest import TINY
-
     recipe = load_recipe(
         {**TINY, "method": RECURSEED},
         overrides={
-            "data": {"root": str(request.getfixturevalue("shapes_root"))},
+            "data": {"root": str(shapes_root)},
             "train": {"snapshot_every": 3},
         },
     )

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.stages.conftest import contents
+from weakseg.errors import UserError
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder
@@ -125,8 +126,6 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch):
 
 
 def test_an_error_in_a_launched_training_reaches_the_user(tiny: Recipe, tmp_path: Path):
-    from weakseg.errors import UserError
-
     hot = tiny.train.model_copy(update={"lr": 1e9, "steps": 20})
     runtime = tiny.runtime.model_copy(update={"devices": 2})
     with pytest.raises(UserError, match="became") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,15 @@ CHAINS: dict[str, list] = {
 
 
 @pytest.fixture(scope="module")
-def seeded(tmp_path_factory, request) -> Path:
+def seeded(tmp_path_factory, shapes_root: Path) -> Path:
     """A run up to its seeds, to be copied."""
-    root = request.getfixturevalue("shapes_root")
-    recipe = load_recipe(TINY, overrides={"data": {"root": str(root)}})
+    recipe = load_recipe(TINY, overrides={"data": {"root": str(shapes_root)}})
     return run_recipe(recipe, tmp_path_factory.mktemp("seeded") / "run", until="seeds").folder
 
 
 @pytest.fixture
 def started(seeded: Path, tmp_path: Path) -> Path:
     """A copy of that run."""
-    import shutil
-
     return Path(shutil.copytree(seeded, tmp_path / "run"))
 
 
@@ -137,8 +135,6 @@ def test_another_walk_does_not_train_again(started: Path):
 
 @pytest.mark.parametrize("chain", [["pamr"], CHAINS["psa"]], ids=["pamr", "psa"])
 def test_interrupted_work_goes_on_with_the_same_result(started, tmp_path, monkeypatch, chain):
-    import shutil
-
     whole = Path(shutil.copytree(started, tmp_path / "whole"))
     run_recipe(_recipe(whole, chain), whole, until="refine")
     step = steps[_recipe(whole, chain).steps[0]]

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.stages.conftest import TINY
 from weakseg import load
 from weakseg.cli import app
 from weakseg.errors import UserError
@@ -16,12 +17,10 @@ from weakseg.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def classified(tmp_path_factory, request):
+def classified(tmp_path_factory, shapes_root):
     """A run that ends with its masks and numbers."""
-    from tests.stages.conftest import TINY
-
-    root = str(request.getfixturevalue("shapes_root"))
-    recipe = load_recipe(TINY, overrides={"data": {"root": root}, "segmenter": {"enabled": False}})
+    data = {"root": str(shapes_root)}
+    recipe = load_recipe(TINY, overrides={"data": data, "segmenter": {"enabled": False}})
     return run_recipe(recipe, tmp_path_factory.mktemp("seams") / "run").folder
 
 
