@@ -52,6 +52,16 @@ def test_logits_move_with_the_image(net):
     assert after.abs().mean() < 0.6 * before.abs().mean()
 
 
+def test_it_reads_the_deepest_level_and_the_deepest_of_the_fine_ones(net):
+    images = torch.rand(1, 3, 32, 32)
+    assert [level.stride for level in net.backbone.levels] == [4, 4, 8, 16, 16]
+    with torch.no_grad():
+        levels = net.backbone(images)
+        for i, read in enumerate((False, True, False, False, True)):
+            spoiled = [x * torch.nan if i == j else x for j, x in enumerate(levels)]
+            assert bool(net.decode(images, spoiled).isnan().any()) == read
+
+
 def test_padding_is_cut_off_below_and_right(net):
     """An image that needs no padding gives the same as itself padded by hand."""
     images = torch.rand(1, 3, 50, 60)

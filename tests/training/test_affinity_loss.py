@@ -54,6 +54,15 @@ def test_kinds_without_pairs_are_left_out():
     assert not pair_losses(affinity, torch.full((1, 4, 4), IGNORE, dtype=torch.uint8), 2)
 
 
+def test_labels_are_taken_in_the_middle_of_cells(tiny_spec):
+    masks = torch.full((1, 32, 32), IGNORE)
+    masks[:, 2::4, 2::4] = 1
+    learner = AffinityLearner(AffinityNetwork(make_backbone(tiny_spec), "irn", True), 3)
+    assert set(learner.losses(MaskBatch(torch.randn(1, 3, 32, 32), masks, ["a"]), 0.0)) == {
+        "foreground"
+    }
+
+
 @pytest.mark.parametrize("kind", ["irn", "psa"])
 def test_training_tells_inside_from_across(tiny_spec, kind):
     """On a square of another colour the loss falls below that of knowing nothing."""
