@@ -404,3 +404,6 @@ def test_a_class_that_is_never_alone(tmp_path) -> None:
     report = check(collection(samples, ("cat", "dog", "fox")))
     assert items(report, "never-alone") == ("fox (0 of 10)",)
     assert "always-together" not in [p.code for p in report.problems]
+    samples.append(Sample("once", image, ("fox",)))
+    report = check(collection(samples, ("cat", "dog", "fox")))
+    assert "never-alone" not in [p.code for p in report.problems]

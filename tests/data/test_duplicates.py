@@ -54,6 +54,20 @@ def test_agrees_with_the_definition() -> None:
         assert (bits(thumbnails[i]) != bits(thumbnails[j])).sum() <= 9
 
 
+def test_frequencies_of_like_signs_alone_are_no_copy() -> None:
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (9, 9))
+    found = []
+    for strong in ((0, 1), (1, 0)):
+        spectrum = np.zeros((16, 16))
+        spectrum[:9, :9] = 15 * signs
+        spectrum[strong] *= 8  # so that they correlate by two thirds
+        spectrum[0, 0] = 16 * 128  # a mean of 128
+        found.append(cv2.idct(spectrum).clip(0, 255).round().astype(np.uint8))
+    assert (bits(found[0]) != bits(found[1])).sum() <= 7
+    assert near_copies(found, [0, 1]) == []
+    assert near_copies([found[0], noisy(found[0], 0, 1)], [0, 1]) == [(0, 1)]
+
+
 def test_the_closest_copy_is_named() -> None:
     originals = scenes(20)
     thumbnails = [*originals, *noisy(originals[:1], 1, 30), *noisy(originals[:1], 2, 1)]
