@@ -6,8 +6,8 @@ The demo's network is first trained as a CAM for 496 steps (once per seed, share
 variant trains on from there for 310 steps, CAM included, with frozen BatchNorm; mctformer and acr+vit
 go on from an MCTformer of as many steps on a small transformer from scratch. Seeds are made on
 the 500 training images, on which defaults were chosen, and on 500 of another seed of the generator. ``equivariance`` is the mean difference between a map and the map of the
-half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on. --picture draws
-docs/images/methods.png from the runs that are there.
+half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on. gallery.py
+draws pictures from them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from judge import judge
-from pictures import draw, image_cell, mask_cell, scores_cells
 from rows import append, commit, device
 
 from weakseg.data.images import read_image
@@ -32,21 +31,12 @@ from weakseg.mixing import mixes
 from weakseg.ops import View, normalise_min_max
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe
-from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.seeds import make_seeds
 
 RESULTS = Path(__file__).parent / "results" / "methods.csv"
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "methods.png"
-SHOWN = 7
 HELD_OUT = 1  # seed of the generator; the demo trains on 0
-COLUMNS = {  # of the picture: variant, and pattern of the scores' folder in its run
-    "CAM": ("cam", "3-seeds/scores"),
-    "Puzzle-CAM": ("puzzle", "3-seeds/scores"),
-    "SEAM, plain map": ("seam", "train-cam-*"),
-    "SEAM, PCM": ("seam", "3-seeds/scores"),
-}
 
 LEARNED = {"name": "seam", "keys": "learned"}
 CODE = {"keys": "published", "levels": [-3, -2], "power": 1, "rivals": "all", "minimum": 1}
@@ -127,11 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--on", nargs="+", choices=("train", "held-out"), default=["train", "held-out"]
     )
-    parser.add_argument("--picture", action="store_true", help="draw, and measure nothing")
     args = parser.parse_args()
-    if args.picture:
-        _picture(args.out, args.seeds[0])
-        return
     for seed in args.seeds:
         for variant in args.variants:
             vit = variant in TRANSFORMERS
@@ -170,18 +156,6 @@ def recipe_of(
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
     return out / f"{name.replace(':', '').replace(',', '').replace(' ', '-')}-{seed}"
-
-
-def _picture(out: Path, seed: int) -> None:
-    """Images of shapes-v1 and what each method's seeds make of them."""
-    images = collect(recipe_of(seed).data).split("train")
-    samples = choose(images, images.classes, SHOWN)
-    columns = {"image": [image_cell(s) for s in samples]}
-    for name, (variant, seeds) in COLUMNS.items():
-        (scores,) = folder_of(out, variant, seed).glob(seeds)
-        columns[name] = scores_cells(scores, images, samples)
-    columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
-    draw(columns, PICTURE)
 
 
 def _measure(run: RunFolder, recipe: Recipe, name: str, on: str, command: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from weakseg.data.images import read_image, read_mask, voc_palette
 from weakseg.data.samples import Collection, Sample
@@ -15,7 +16,15 @@ from weakseg.recipe import MasksConfig
 from weakseg.stages.masks import choose_rule, label
 from weakseg.stages.seeds import scores_path
 
-__all__ = ["draw", "image_cell", "mask_cell", "scores_cells"]
+__all__ = [
+    "SIDE",
+    "class_cells",
+    "draw",
+    "image_cell",
+    "mask_cell",
+    "masks_cells",
+    "scores_cells",
+]
 
 SIDE = 128
 
@@ -31,10 +40,25 @@ def scores_cells(folder: Path, images: Collection, samples: Sequence[Sample]) ->
     return [_scores_cell(folder, sample, threshold) for sample in samples]
 
 
+def class_cells(folder: Path, samples: Sequence[Sample], index: int) -> list[np.ndarray]:
+    """The scores of one class of each image, blank where it has no more classes than that."""
+    cells = []
+    for sample in samples:
+        maps = read_scores(scores_path(folder, sample.id)).full_size().foreground()[1]
+        blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
+        cells.append(_heat(maps[index], sample) if index < len(maps) else blank)
+    return cells
+
+
+def masks_cells(folder: Path, images: Collection, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Masks that follow from scores by the label-free threshold."""
+    threshold = choose_rule(MasksConfig(), folder, images).threshold
+    return [_coloured(label(read_scores(scores_path(folder, s.id)), threshold)) for s in samples]
+
+
 def mask_cell(path: Path) -> np.ndarray:
     """A mask in VOC's colours."""
-    colours = voc_palette()[read_mask(path)]
-    return cv2.resize(colours, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    return _coloured(read_mask(path))
 
 
 def draw(columns: dict[str, list[np.ndarray]], path: Path) -> None:
@@ -53,17 +77,27 @@ def draw(columns: dict[str, list[np.ndarray]], path: Path) -> None:
             top = head + y * (SIDE + gap)
             canvas[top : top + SIDE, left : left + SIDE] = cell
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), canvas[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    # So many colours are enough, in a third of the bytes.
+    Image.fromarray(canvas).quantize(160).save(path, optimize=True)
+
+
+def _coloured(mask: np.ndarray) -> np.ndarray:
+    return cv2.resize(voc_palette()[mask], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+
+
+def _heat(scores: np.ndarray, sample: Sample) -> np.ndarray:
+    """Scores in [0, 1] as a heat map over the dimmed image."""
+    heat = cv2.applyColorMap(np.rint(scores * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    gray = cv2.cvtColor(read_image(sample.image), cv2.COLOR_RGB2GRAY)
+    dimmed = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+    picture = np.ascontiguousarray(cv2.addWeighted(heat[..., ::-1], 0.8, dimmed, 0.25, 0))
+    return cv2.resize(picture, (SIDE, SIDE))
 
 
 def _scores_cell(folder: Path, sample: Sample, threshold: float | None) -> np.ndarray:
     seed = read_scores(scores_path(folder, sample.id))
-    best, _ = seed.full_size().best()
-    heat = cv2.applyColorMap(np.rint(best * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    gray = cv2.cvtColor(
-        cv2.cvtColor(read_image(sample.image), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB
-    )
-    picture = np.ascontiguousarray(cv2.addWeighted(heat, 0.8, gray, 0.25, 0))
+    picture = _heat(seed.full_size().best()[0], sample)
     foreground = (label(seed, threshold) > 0).astype(np.uint8)
+    foreground = cv2.resize(foreground, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     edges, _ = cv2.findContours(foreground, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.resize(cv2.drawContours(picture, edges, -1, (255, 255, 255), 1), (SIDE, SIDE))
+    return cv2.drawContours(picture, edges, -1, (255, 255, 255), 1)

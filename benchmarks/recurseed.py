@@ -8,7 +8,7 @@ Trainings of benchmarks/methods.py, or a run of benchmarks/quality.py whose ``tr
 was set: both heads are judged at each snapshot, on 125 of the training images of shapes-v1, or on
 the ``tune_320`` list of the VOC subset. Tags given, one scale and flip, no CRF; the decoder's masks
 are its most probable classes, the CAM's are those of the best threshold (oracle) and the label-free
-one. --picture draws docs/images/recurseed-*.svg and the strip of maps from rows and runs.
+one. --picture draws docs/images/recurseed-*.svg from the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 from judge import judge
-from pictures import draw, image_cell, mask_cell, scores_cells
 from rows import append, commit, device
 from safetensors.torch import load_file
 
@@ -34,7 +33,6 @@ from weakseg.inference import Predictor
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.report.charts import Series, line_chart
-from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.evaluate import read_list
@@ -44,8 +42,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recurseed.csv"
 IMAGES = HERE.parent / "docs" / "images"
 COUNT = 125
-SHOWN = 6
-STRIP = (62, 124, 310)
 _STYLE = (
     "text{font:13px sans-serif;fill:#444}.grid{stroke:#ddd}.axis{stroke:#888}"
     ".line{fill:none;stroke-width:2.2}.s0{stroke:#1f6feb}.s1{stroke:#d1622b}"
@@ -67,7 +63,7 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true", help="draw, and measure nothing")
     args = parser.parse_args()
     if args.picture:
-        _pictures(args.out, args.seeds[0])
+        _pictures()
         return
     if args.run:
         recipe = load_recipe(args.run / "recipe.yaml")
@@ -90,7 +86,7 @@ def main() -> None:
             _judge(folder, recipe, images, variant, VERSION, command)
 
 
-def _snapshots(folder: Path) -> Iterator[tuple[int, Predictor]]:
+def snapshots(folder: Path) -> Iterator[tuple[int, Predictor]]:
     """The network at each snapshot."""
     predictor = load(RunFolder(folder).stage_folder("train"))
     for path in sorted(
@@ -104,7 +100,7 @@ def _judge(
     folder: Path, recipe: Recipe, images: Collection, variant: str, data: str, command: str
 ) -> None:
     seeds = recipe.seeds.model_copy(update={"scales": (1.0,), "stride": 4})
-    for step, predictor in _snapshots(folder):
+    for step, predictor in snapshots(folder):
         for head in predictor.model.heads:
             with tempfile.TemporaryDirectory() as scores:
                 wanted = seeds.model_copy(update={"head": head})
@@ -128,8 +124,8 @@ def _judge(
             print(variant, step, head, row["oracle_miou"], row["miou"], file=sys.stderr)
 
 
-def _pictures(out: Path, seed: int) -> None:
-    """Curves of every variant and data set that has rows, and the strip of maps by epoch."""
+def _pictures() -> None:
+    """Curves of every variant and data set that has rows."""
     for (data, variant), rows in _latest(RESULTS).items():
         name = f"{variant}-{'shapes' if data == VERSION else 'voc'}".replace("+", "-")
         curves = {}
@@ -138,7 +134,6 @@ def _pictures(out: Path, seed: int) -> None:
             lines = {"decoder": number, "cam": f"oracle_{number}"}
             curves[what] = [Series(head, _mean(rows[head], key)) for head, key in lines.items()]
         _draw_curves(curves, IMAGES / f"recurseed-curves-{name.removeprefix('recurseed-')}.svg")
-    _strip(folder_of(out, "recurseed", seed))
 
 
 def _latest(path: Path) -> dict[tuple[str, str], dict[str, list[dict[str, str]]]]:
@@ -182,26 +177,6 @@ def _draw_curves(curves: dict[str, list[Series]], path: Path) -> None:
         f"{''.join(parts)}</svg>\n",
         encoding="utf-8",
     )
-
-
-def _strip(folder: Path) -> None:
-    """Images of shapes-v1, and both heads' maps as the training goes on."""
-    recipe = load_recipe(folder / "recipe.yaml")
-    images = collect(recipe.data).split("train")
-    samples = choose(images, images.classes, SHOWN)
-    shown = images.only(s.id for s in samples)
-    columns: dict[str, list[np.ndarray]] = {"image": [image_cell(s) for s in samples]}
-    for step, predictor in _snapshots(folder):
-        if step not in STRIP:
-            continue
-        for head in reversed(predictor.model.heads):
-            with tempfile.TemporaryDirectory() as scores:
-                wanted = recipe.seeds.model_copy(update={"head": head})
-                make_seeds(predictor, shown, wanted, Path(scores))
-                epoch = round(step * recipe.train.batch / len(images))
-                columns[f"{head}, epoch {epoch}"] = scores_cells(Path(scores), shown, samples)
-    columns["ground truth"] = [mask_cell(s.mask) for s in samples if s.mask is not None]
-    draw(columns, IMAGES / "recurseed.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from weakseg.cli import app
 from weakseg.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _commands() -> list[tuple[str, str]]:

@@ -26,15 +26,16 @@ Classifier (CU), the reconstructor fixed and fed without M, :math:`L_{cls}` the 
             &- .3\,\mathrm{mean} |(dec(\mathrm{sg} f\, (1 - c)) - I)\, \mathrm{sg}\, c\,
                [t = \mathrm{argmax}]|
 
-Paper and code. The weights above are the published code's (``preset: paper``), where gradients of the
-last two terms are about a thirtieth of those of L_cls in trainings as short as ours: the defaults of
-``t``, ``nt``, ``start`` and ``dropout`` are stronger (docs/acr.md). The share of ones in M grows from
-.2 by one point in each of 40 epochs. The code's trainer goes on for 60 epochs at the last learning
-rate, and picks the epoch by masks: we do neither. A map whose range is below 1 passes on its
-gradient in that proportion, which the code does not do: else weak maps can go out altogether. The reconstructor is built for any size of image
+Paper and code. The weights above are the published code's (``preset: paper``), where gradients of
+the last two terms are about a thirtieth of those of L_cls in trainings as short as ours: the
+defaults of ``t``, ``nt``, ``start`` and ``dropout`` are stronger (docs/methods/acr.md). The share
+of ones in M grows from .2 by one point in each of 40 epochs. The code's trainer goes on for 60
+epochs at the last learning rate, and picks the epoch by masks: we do neither. A map whose range is
+below 1 passes on its gradient in that proportion, which the code does not do: else weak maps can go
+out altogether. The reconstructor is built for any size of image
 (:mod:`weakseg.networks.reconstructor`). ``acr+vit`` takes the multi-class-token transformer for
-both networks; the paper names the combination and published no code: its maps c are the fused
-ones, which are exactly 0 outside, and everything else is as above.
+both networks; the paper names the combination and published no code: its maps c are the fused ones,
+which are exactly 0 outside, and everything else is as above.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ the cells of the maps whose target reaches .5 somewhere: a class that a mix has 
 for.
 
 Paper and code. No training code was published: the equations are from the authors' talk, the
-network and the operators' settings from their inference code. *Our defaults depart from them*
-where the plain form predicts background alone for long or learns slowly (docs/recurseed.md): M is
+network and the operators' settings from their inference code. *Our defaults depart from them* where
+the plain form predicts background alone for long or learns slowly (docs/methods/recurseed.md): M is
 divided by its maxima after PAMR, which lowers them (``renormalise``); the cross-entropy is the mean
 over certain foreground and the mean over certain background, not over all pixels (``balance``),
 among the classes of the image, not all (``among``); d is squared (``distance``); certain background

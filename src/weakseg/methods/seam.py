@@ -33,10 +33,10 @@ to 0 and puts the background in front, sg stops gradients, top is the mean of ea
 Paper and code. The published code has learned keys (projections of two levels after ReLU, and the
 image), q = 1, all foreground but the largest set to 0 in e as well (``rivals: all``), and
 :math:`L_{min}`, which the paper does not list. *Our defaults depart from it*, because in short
-trainings they do better (docs/methods.md): keys are the features themselves, less their mean over
-the image; the recipes ``seam_wr38`` restore the published form. The code pools and compares maps
-enlarged to pixels; we use cells, each in the middle of the pixels that it covers. Its in-place H
-changes tensors of other terms; ours copies.
+trainings they do better (docs/methods/seam.md): keys are the features themselves, less their mean
+over the image; the recipes ``seam_wr38`` restore the published form. The code pools and compares
+maps enlarged to pixels; we use cells, each in the middle of the pixels that it covers. Its in-place
+H changes tensors of other terms; ours copies.
 """
 
 from __future__ import annotations

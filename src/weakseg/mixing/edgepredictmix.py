@@ -22,12 +22,13 @@ stays as it was, its labels too.
 
 Paper and code. Only helpers are public, no training code. *Our default departs from the talk*,
 where the image below has :math:`M_{ep}^j` as its labels too (``below: predicted``): in short
-trainings the decoder then confirms its own misses (held-out images of shapes-v1, on which this was chosen, seed 0: 53.6 mIoU against 58.7, and
-58.0 without a mix; docs/recurseed.md). The helpers filter first and the vote fills
-unsure pixels only, which the paper's figure shows too: ``filter-first``, our default. The slides'
-formula is ``vote-first``: each pixel takes its superpixel's dominant class of largest probability,
-and is sure where its own probability of that class exceeds :math:`\delta_f` (background alike, so
-:math:`\delta_b` has no part in it). What Canny gets is not stated: ``edges`` has our two readings.
+trainings the decoder then confirms its own misses (held-out images of shapes-v1, on which this was
+chosen, seed 0: 53.6 mIoU against 58.7, and 58.0 without a mix; docs/methods/mixes.md). The helpers
+filter first and the vote fills unsure pixels only, which the paper's figure shows too:
+``filter-first``, our default. The slides' formula is ``vote-first``: each pixel takes its
+superpixel's dominant class of largest probability, and is sure where its own probability of that
+class exceeds :math:`\delta_f` (background alike, so :math:`\delta_b` has no part in it). What Canny
+gets is not stated: ``edges`` has our two readings.
 """
 
 from __future__ import annotations
