@@ -78,7 +78,7 @@ def draw(columns: dict[str, list[np.ndarray]], path: Path) -> None:
             canvas[top : top + SIDE, left : left + SIDE] = cell
     path.parent.mkdir(parents=True, exist_ok=True)
     # So many colours are enough, in a third of the bytes.
-    Image.fromarray(canvas).quantize(160).save(path, optimize=True)
+    Image.fromarray(canvas).quantize(160, kmeans=1).save(path, optimize=True)
 
 
 def _coloured(mask: np.ndarray) -> np.ndarray:

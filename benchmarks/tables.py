@@ -16,12 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from weakseg.config import Frozen
 from weakseg.methods import methods
 from weakseg.mixing import mixes
-from weakseg.recipe import shipped_recipes
+from weakseg.recipe import Recipe, shipped_recipes
+from weakseg.stages.refine import steps as refiners
+from weakseg.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -126,6 +128,8 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "rules": _rules,
         "rules-by-scores": _rules_by_scores,
         "mask-quality": _mask_quality,
+        "settings recipe": _recipe,
+        "settings refine": _steps,
     }
     for name in ("puzzle", "seam", "recurseed"):
         found[f"{name}-voc"] = partial(_on_voc, lambda m, name=name: m == name)
@@ -144,14 +148,62 @@ def _name(variant: str) -> str:
     return "" if variant in VIT else variant.partition(":")[0].partition("+")[0]
 
 
-def _settings(config: type[Frozen]) -> list[str]:
-    """Every key of a section of the recipe, its default, and what it is."""
+def _settings(config: type[Frozen], but: type[Frozen] | None = None) -> list[str]:
+    """Every key of a section of the recipe, its default, and what it is.
+
+    ``but`` is a section whose keys are known: those that differ are shown.
+    """
     lines = ["| setting | default | what it is |", "|---|---|---|"]
     for key, field in config.model_fields.items():
+        if but is not None and key in but.model_fields and key not in config.__annotations__:
+            continue
         default = field.get_default(call_default_factory=True)
-        what = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `{key}` | `{_written(default)}` | {what} |")
+        shown = "" if isinstance(default, Frozen) else f"`{_written(default)}`"
+        what = [field.description] if field.description else []
+        if isinstance(default, Frozen):
+            what = ["a section of its own"]
+        elif get_origin(field.annotation) is Literal:
+            what.append(f"one of {', '.join(f'`{value}`' for value in get_args(field.annotation))}")
+        lines.append(f"| `{key}` | {shown} | {'; '.join(what)} |".replace("|  |", "| |"))
     return lines if len(lines) > 2 else ["It has no settings."]
+
+
+def _sections(
+    name: str, config: type[Frozen], but: type[Frozen] | None = None, what: str = ""
+) -> list[str]:
+    """A heading and a table for a section, and for each one in it."""
+    first = what or (config.__doc__ or "").split("\n\n")[0].replace("``", "`")
+    lines = [f"{'#' * (2 + min(1, name.count('.')))} `{name}`", "", " ".join(first.split()), ""]
+    lines += ["Keys as in `train`, but for:", ""] if but else []
+    lines += [*_settings(config, but), ""]
+    for key, field in config.model_fields.items():
+        inner = type(field.get_default(call_default_factory=True))
+        if issubclass(inner, Frozen):
+            known = (
+                TrainConfig if inner is not TrainConfig and issubclass(inner, TrainConfig) else None
+            )
+            lines += _sections(f"{name}.{key}", inner, known)
+    return lines
+
+
+def _recipe() -> list[str]:
+    """Every section of a recipe."""
+    lines = []
+    for name, field in Recipe.model_fields.items():
+        inner = type(field.get_default(call_default_factory=True))
+        if issubclass(inner, Frozen):
+            lines += _sections(name, inner)
+        else:
+            lines += [f"## `{name}`", "", f"{(field.description or '').capitalize()}.", ""]
+    return lines[:-1]
+
+
+def _steps() -> list[str]:
+    lines: list[str] = []
+    for name in refiners:
+        idea = refiners[name].idea
+        lines += _sections(name, refiners[name].Config, what=f"{idea[0].upper()}{idea[1:]}.")
+    return lines[:-1]
 
 
 def _written(value: Any) -> str:

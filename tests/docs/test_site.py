@@ -82,26 +82,27 @@ def test_every_table_that_is_made_is_shown():
 
 
 @pytest.fixture
-def formulas():
+def pages_hook():
     pytest.importorskip("latex2mathml", reason="in the group docs: uv run --group docs pytest")
-    return _module(DOCS / "hooks" / "formulas.py")
+    return _module(DOCS / "hooks" / "pages.py")
 
 
-def test_formulas_become_mathml(formulas):
+def test_formulas_become_mathml(pages_hook):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
     block = (
         r'<div class="arithmatex">\[\begin{aligned}a &amp;= b \\ c &amp;&lt; d\end{aligned}\]</div>'
     )
-    found = formulas.on_page_content(f'{block}<span class="arithmatex">\\(x\\)</span>', page)
+    found = pages_hook.on_page_content(f'{block}<span class="arithmatex">\\(x\\)</span>', page)
     assert found.count("<math") == 2
     assert found.count("<mtr>") == 2, "rows of the aligned formula"
+    assert pages_hook.on_page_content("<td>1.5 ± 0.2</td>", page) == "<td>1.5&nbsp;±&nbsp;0.2</td>"
     assert "arithmatex" not in found and "\\" not in found and "&</" not in found
 
 
-def test_a_formula_that_cannot_be_said_stops_a_strict_build(formulas, caplog):
+def test_a_formula_that_cannot_be_said_stops_a_strict_build(pages_hook, caplog):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
     with caplog.at_level(logging.WARNING):
-        formulas.on_page_content(r'<span class="arithmatex">\(\nosuchcommand x\)</span>', page)
+        pages_hook.on_page_content(r'<span class="arithmatex">\(\nosuchcommand x\)</span>', page)
     assert "a.md" in caplog.text and "nosuchcommand" in caplog.text
     assert caplog.records[0].name.startswith("mkdocs"), "mkdocs counts its own warnings"
 

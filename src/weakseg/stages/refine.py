@@ -123,9 +123,13 @@ class PAMRStep(Step):
     class Config(Step.Config):
         """Settings of PAMR."""
 
-        dilations: tuple[PositiveInt, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1)
-        iterations: PositiveInt = 10
-        variant: Literal["pamr", "par"] = "pamr"
+        dilations: tuple[PositiveInt, ...] = Field(
+            (1, 2, 4, 8, 12, 24), min_length=1, description="distances of the neighbours, in pixels"
+        )
+        iterations: PositiveInt = Field(10, description="how often scores are averaged")
+        variant: Literal["pamr", "par"] = Field(
+            "pamr", description="whose weights of neighbours: PAMR's, or PAR's (AFA)"
+        )
 
     def __call__(self, given: Given) -> ScoreFile:
         """Refines the background map too, where there is one."""
@@ -151,11 +155,17 @@ class SCGStep(Step):
         levels: PositiveInt | None = Field(
             2, description="how many of the deepest levels; null = all, as published"
         )
-        first_threshold: float = Field(0.5, ge=0, lt=1)
-        second_threshold: float = Field(0.1, ge=0)
-        foreground: float = Field(0.3, gt=0, le=1)
-        background: float = Field(0.05, ge=0, lt=1)
-        form: Literal["code", "talk"] = "code"
+        first_threshold: float = Field(
+            0.5, ge=0, lt=1, description="least likeness of two cells that counts"
+        )
+        second_threshold: float = Field(
+            0.1, ge=0, description="the same over a cell in between, as a multiple of 1 / cells"
+        )
+        foreground: float = Field(0.3, gt=0, le=1, description="least score of a sure cell")
+        background: float = Field(
+            0.05, ge=0, lt=1, description="greatest score of a cell that is surely not of the class"
+        )
+        form: Literal["code", "talk"] = Field("code", description="whose definition is followed")
 
     def __call__(self, given: Given) -> ScoreFile:
         """Correlates at the step's stride."""
@@ -222,7 +232,7 @@ class CRFStep(Step):
             "label", description="scores with the threshold as background, or their labels"
         )
         gt_prob: PositiveFloat = Field(0.7, lt=1, description="label: how sure the labels are")
-        iterations: PositiveInt = 10
+        iterations: PositiveInt = Field(10, description="of the inference by mean fields")
 
     def __call__(self, given: Given) -> ScoreFile:
         """Probabilities, with a background map of their own."""

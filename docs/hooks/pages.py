@@ -1,4 +1,4 @@
-"""Formulas of the pages as MathML, at build time: a reader's browser fetches and runs nothing."""
+"""What is done to the pages of the site: formulas become MathML, so that browsers fetch no scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-log = logging.getLogger("mkdocs.hooks.formulas")
+log = logging.getLogger("mkdocs.hooks.pages")
 
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.S
@@ -17,7 +17,8 @@ _FORMULA = re.compile(
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Replaces what pymdownx.arithmatex marked."""
+    """Replaces what pymdownx.arithmatex marked, and keeps a number and its spread on one line."""
+    html = html.replace(" ± ", "&nbsp;±&nbsp;")
     return _FORMULA.sub(lambda found: formula(found["latex"], found["tag"], page), html)
 
 
