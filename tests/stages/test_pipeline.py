@@ -26,8 +26,8 @@ from weakseg.ops import confusion_matrix, metrics
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import InferenceConfig, load_recipe
 from weakseg.report.comparison import summary, write_comparison_page
-from weakseg.report.numbers import Comparison, Entry
 from weakseg.report.facts import gather
+from weakseg.report.numbers import Comparison, Entry
 from weakseg.runfolder import RunFolder
 from weakseg.stages.batches import groups_of_one_size
 from weakseg.stages.seeds import classification_f1, gated

@@ -21,7 +21,6 @@ from weakseg.report.facts import Score
 from weakseg.report.grid import pictures_of, shown
 from weakseg.report.numbers import (
     Comparison,
-    Entry,
     Line,
     Lists,
     Measured,
