@@ -352,3 +352,12 @@ def test_paths_of_arguments_hold_from_anywhere(tmp_path, monkeypatch):
         "classes": ["a", "b"],
     }
     assert data_values(None, "xml", None, None)["labels"] == "xml"
+
+
+def test_another_method_leaves_settings_of_the_first_behind():
+    recipe = {"method": {"name": "recurseed", "channels": 12}, "train": {"steps": 5}}
+    other = load_recipe(recipe, sets=["method.er=0.5", "method.name=seam"])
+    assert other.method == {"name": "seam", "er": 0.5}
+    assert other.train.steps == 5
+    part = load_recipe(recipe, sets=["method.name=recurseed+cutmix"])
+    assert part.method == {"name": "recurseed+cutmix", "channels": 12}

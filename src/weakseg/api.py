@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weakseg.errors import UserError
 from weakseg.pipeline import Run, run_recipe
-from weakseg.recipe import data_values, load_recipe
+from weakseg.recipe import Recipe, data_values, load_recipe
+from weakseg.runfolder import RunFolder
+from weakseg.stages.batches import pick_device
 
-__all__ = ["run"]
+__all__ = ["default_recipe", "run", "starting_recipe"]
+
+
+def default_recipe(accelerator: str = "auto") -> str:
+    """Name of the shipped recipe for this machine: what a run starts from that names none.
+
+    docs/choosing.md says how the two were chosen.
+    """
+    return "default/gpu" if pick_device(accelerator).type == "cuda" else "default/cpu"
+
+
+def starting_recipe(
+    overrides: Mapping[str, Any], sets: Sequence[str], out: str | Path | None = None
+) -> Recipe:
+    """The recipe of a run that names none: the default of this machine.
+
+    A run that was started with another one of the defaults (on another machine, or by an earlier
+    version) and the same settings keeps it, so that the same command goes on with it anywhere.
+    """
+    kept = None if out is None else _kept(RunFolder(out).recipe_file)
+    for name in ("default/cpu", "default/gpu", None):
+        candidate = load_recipe(name, overrides=overrides, sets=sets)
+        if kept == candidate:
+            return candidate
+    accelerator = load_recipe(None, overrides=overrides, sets=sets).runtime.accelerator
+    return load_recipe(default_recipe(accelerator), overrides=overrides, sets=sets)
+
+
+def _kept(file: Path) -> Recipe | None:
+    if file.is_file():
+        with contextlib.suppress(UserError):  # of another version
+            return load_recipe(file)
+    return None
 
 
 def run(
@@ -28,7 +64,8 @@ def run(
         images: Folder of images.
         labels: Table of tags (CSV, TSV, JSONL); without it, one folder per class is expected.
         out: Run folder. An interrupted run goes on where it stopped.
-        recipe: Settings: a YAML file, the name of a shipped recipe, or plain values.
+        recipe: Settings: a YAML file, the name of a shipped recipe, or plain values; default: the
+            shipped ``default/gpu`` or ``default/cpu``, whichever suits this machine.
         masks: Ground-truth masks, where there are any: for evaluation only.
         classes: Class names in mask order; default: sorted tags.
         sets: More settings, such as ``"train.steps=2000"``.
@@ -39,5 +76,7 @@ def run(
     Raises:
         UserError: Whatever you can mend; its text says how.
     """
-    data = data_values(images, labels, masks, classes)
-    return run_recipe(load_recipe(recipe, overrides={"data": data}, sets=sets), out)
+    over = {"data": data_values(images, labels, masks, classes)}
+    if recipe is None:
+        return run_recipe(starting_recipe(over, sets, out), out)
+    return run_recipe(load_recipe(recipe, overrides=over, sets=sets), out)

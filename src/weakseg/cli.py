@@ -255,8 +255,12 @@ def masks(folder: Path, /, *, sets: Sets = ()) -> None:
 
 @app.command
 def segment(folder: Path, /, *, sets: Sets = ()) -> None:
-    """Train the segmenter of a run on its masks, with what comes before it."""
-    _until("segment", folder, sets)
+    """Train the segmenter of a run on its masks, with what comes before it.
+
+    Behind a method that segments by itself too.
+    """
+    # Who asks for it wants it; words of the user come later and win.
+    _until("segment", folder, ("segmenter.enabled=true", *sets))
     _show_summary(folder)
 
 

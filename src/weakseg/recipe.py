@@ -334,6 +334,7 @@ def load_recipe(
         source: YAML file, name of a shipped recipe, plain values, or ``None`` for the defaults.
         overrides: Nested values that win over the file; ``None`` values are ignored.
         sets: Assignments such as ``"train.lr=0.01"``; the right side is YAML. They win over all.
+            Another ``method.name`` leaves the recipe's settings of its own method behind.
 
     Raises:
         UserError: Everything that is wrong, one line per key.
@@ -342,6 +343,7 @@ def load_recipe(
     values = _of_today(values)
     values = _merge(values, overrides or {})
     values = {key: value for key, value in values.items() if value is not None}  # an empty section
+    values = _of_one_method(values, sets)
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -518,6 +520,19 @@ def _of_today(values: dict[str, Any]) -> dict[str, Any]:
     older = set(MasksConfig.model_fields) - {"criterion"}
     if isinstance(section, Mapping) and set(section) == older:
         return {**values, "masks": {**section, "criterion": "cross-entropy"}}
+    return values
+
+
+def _of_one_method(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """Another method's name leaves the settings of the first behind, which it would not know."""
+    section = values.get("method")
+    if not isinstance(section, Mapping):
+        return values
+    for assignment in sets:
+        key, _, name = assignment.partition("=")
+        kept = str(section.get("name", "cam")).partition("+")[0]
+        if key.strip() == "method.name" and name.strip().partition("+")[0] != kept:
+            return {**values, "method": {}}
     return values
 
 

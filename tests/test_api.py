@@ -1,0 +1,70 @@
+"""What a run starts from that names no recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weakseg import api
+from weakseg.recipe import load_recipe
+from weakseg.runfolder import RunFolder
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what the machine seems to have."""
+
+    def has(kind: str) -> None:
+        def pick(accelerator: str, devices: int = 1) -> torch.device:
+            return torch.device("cpu" if accelerator == "cpu" else kind)
+
+        monkeypatch.setattr(api, "pick_device", pick)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("cpu", "default/cpu"), ("cuda", "default/gpu"), ("mps", "default/cpu")]
+)
+def test_each_machine_has_its_default(machine, kind, name):
+    machine(kind)
+    assert api.default_recipe() == name
+    assert api.starting_recipe({}, []) == load_recipe(name)
+
+
+def test_settings_win_over_the_default_and_the_accelerator_decides(machine):
+    machine("cuda")
+    sets = ["runtime.accelerator=cpu", "train.steps=7"]
+    recipe = api.starting_recipe({"data": {"root": "photos"}}, sets)
+    assert recipe.data.root == Path("photos")
+    assert recipe == load_recipe("default/cpu", overrides={"data": {"root": "photos"}}, sets=sets)
+    assert recipe.train.steps == 7
+
+
+@pytest.mark.parametrize("name", ["default/gpu", "default/cpu", None])
+def test_a_run_keeps_the_default_it_was_started_with(machine, tmp_path, name):
+    sets = ["train.steps=7"]
+    started = load_recipe(name, sets=sets)
+    RunFolder(tmp_path).recipe_file.write_text(started.to_yaml(), encoding="utf-8")
+    for kind in ("cpu", "cuda"):
+        machine(kind)
+        assert api.starting_recipe({}, sets, tmp_path) == started
+
+
+def test_a_run_with_other_settings_takes_the_machines_default(machine, tmp_path):
+    RunFolder(tmp_path).recipe_file.write_text(load_recipe("default/gpu").to_yaml())
+    machine("cpu")
+    found = api.starting_recipe({}, ["train.steps=8"], tmp_path)
+    assert found == load_recipe("default/cpu", sets=["train.steps=8"])
+
+
+def test_any_method_can_be_named_over_the_defaults(machine):
+    """Settings that suit one method alone would make every other name an error."""
+    from weakseg.methods import methods, resolve
+
+    for kind in ("cpu", "cuda"):
+        machine(kind)
+        for name in methods:
+            resolve(api.starting_recipe({}, [f"method.name={name}"]).method)
