@@ -184,7 +184,7 @@ def test_the_callers_values_are_left_alone():
 def test_the_paper_preset_is_what_the_published_code_ran():
     train = load_recipe({"train": {"preset": "paper"}}).train
     assert (train.optimiser, train.lr, train.weight_decay) == ("sgd", 0.1, 1e-4)
-    assert train.momentum == train.weight_decay == 1e-4  # methods.md 1.5
+    assert train.momentum == train.weight_decay == 1e-4  # its optimiser passed decay where SGD expects momentum
     assert (train.head_lr, train.schedule, train.power) == (10, "poly", 0.9)
     default = TrainConfig()
     assert (default.momentum, default.lr) == (0.9, 0.01)

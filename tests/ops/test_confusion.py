@@ -26,7 +26,7 @@ def images(seed: int, count: int = 4, unsure: float = 0.1) -> list[tuple[np.ndar
 
 
 def reference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """By the definitions of P, T and TP alone (methods.md 15), pixel by pixel, in float64."""
+    """By the definitions of P, T and TP alone, pixel by pixel, in float64."""
     predicted, true, hit = np.zeros(K + 1), np.zeros(K + 1), np.zeros(K + 1)
     for prediction, truth in pairs:
         for p, t in zip(prediction.ravel().tolist(), truth.ravel().tolist(), strict=True):

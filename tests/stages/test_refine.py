@@ -323,7 +323,7 @@ def test_the_stage_waits_for_what_a_step_needs():
 
 @pytest.mark.parametrize("name", [n for n in shipped_recipes() if n != "demo"])
 def test_recipes_of_papers_train_the_walk_at_the_published_rate(name: str):
-    """Branches are new layers, so head_lr multiplies their rate: .1 after it (methods.md 3, 11)."""
+    """Branches are new layers, so head_lr multiplies their rate: .1 after it, in irn as in psa."""
     recipe = load_recipe(name)
     for step in resolve_steps(recipe.refine):
         if isinstance(step, AffinityStep):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from weakseg.data.loading import IGNORE, MaskBatch
+from weakseg.data.loading import MaskBatch
 from weakseg.networks.affinity import AffinityNetwork
 from weakseg.networks.backbone import make_backbone
+from weakseg.ops.confusion import IGNORE
 from weakseg.ops.random_walk import half_disc
 from weakseg.training.affinity import AffinityLearner, pair_losses
 

@@ -1,8 +1,8 @@
 """Batches for training: what is drawn depends on (seed, step) alone.
 
-Order and augmentation derive from the seed, the pass over the data and the sample, never from
-what was drawn before, so a training that resumes at step n sees exactly what an uninterrupted one
-would have seen, with any number of loader processes.
+Order and augmentation derive from the seed, the epoch (a pass over the data) and the sample, never
+from what was drawn before, so a training that resumes at step n sees exactly what an uninterrupted
+one would have seen, with any number of loader processes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from weakseg.data.images import read_image, read_mask
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch
+from weakseg.ops.confusion import IGNORE
 
 __all__ = [
     "Augment",
@@ -33,10 +34,9 @@ __all__ = [
     "StepBatches",
     "TrainingImages",
     "derive_seed",
+    "loader_processes",
     "training_loader",
 ]
-
-IGNORE = 255
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -115,7 +115,7 @@ class Augment:
 class TrainingImages(Dataset):
     """Augmented training images with their tags, or with masks for a segmenter.
 
-    An item is asked for by (index, pass): the same pair always gives the same view.
+    An item is asked for by (index, epoch): the same pair always gives the same view.
 
     Args:
         collection: The samples.
@@ -151,10 +151,10 @@ class TrainingImages(Dataset):
             return error
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
-        index, turn = key
+        index, epoch = key
         with torch.random.fork_rng(devices=[]):
             # The CPU's generator alone: torch.manual_seed also records a traceback for CUDA.
-            torch.default_generator.manual_seed(derive_seed(self.seed, "view", turn, index))
+            torch.default_generator.manual_seed(derive_seed(self.seed, "view", epoch, index))
             low, high = self.augment.resize
             share = low + (high - low) * torch.rand(()).item()
             side = max(1, round(share * self.augment.crop))
@@ -190,10 +190,10 @@ def _to_chw(image: np.ndarray) -> Tensor:
 
 
 class StepBatches(Sampler):
-    """Batches of (index, pass) for the steps from ``start`` to ``steps``.
+    """Batches of (index, epoch) for the steps from ``start`` to ``steps``.
 
-    Passes over the data follow each other without gaps, so every batch is full, and a batch may
-    join the end of one pass with the start of the next.
+    Epochs follow each other without gaps, so every batch is full, and a batch may join the end of
+    one with the start of the next.
 
     Args:
         images: Size of the data set.
@@ -231,12 +231,12 @@ class StepBatches(Sampler):
         for step in range(self.start, self.steps):
             first = step * self.batch + self.rank * share
             keys = [(p % self.images, p // self.images) for p in range(first, first + share)]
-            turns = {turn for _, turn in keys}
-            orders = {t: orders[t] if t in orders else self._order(t) for t in turns}
-            yield [(orders[turn][place], turn) for place, turn in keys]
+            epochs = {epoch for _, epoch in keys}
+            orders = {e: orders[e] if e in orders else self._order(e) for e in epochs}
+            yield [(orders[epoch][place], epoch) for place, epoch in keys]
 
-    def _order(self, turn: int) -> list[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", turn))
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         return torch.randperm(self.images, generator=generator).tolist()
 
 

@@ -22,10 +22,10 @@ _LAST_DROPOUT = 4  # doublings
 class Reconstructor(nn.Module):
     """Projections of features, and a U-Net from their masked form to RGB.
 
-    The published network (ACR, methods.md 9) has projections to 64, 128 and 256 channels, width 64
-    and eight halvings. It enlarges the 448 channels to the image's size before it masks them:
-    112 MiB for each sample and mask at 256 px. Here its first convolution mixes the channels while
-    they are small, which is the same by linearity; what is enlarged is one tap at a time.
+    The published network (ACR; a U-Net as in pix2pix) has projections to 64, 128 and 256 channels,
+    width 64 and eight halvings. It enlarges the 448 channels to the image's size before it masks
+    them: 112 MiB for each sample and mask at 256 px. Here its first convolution mixes the channels
+    while they are small, which is the same by linearity; what is enlarged is one tap at a time.
 
     Args:
         levels: Of the features, finest first; each one's projection is twice as wide as the one

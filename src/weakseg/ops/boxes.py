@@ -8,7 +8,7 @@ The rule is that of Zhou et al. 2016 (Learning deep features for discriminative 
 the pixels above a share of the map's maximum, take the largest connected component, draw the tight
 box. The measures are those of Choe et al. 2020 (Evaluating weakly supervised object localization
 methods right). Maps are taken as they are: put ReLU before, not min-max, which moves the maximum's
-share where scores are negative (methods.md 14).
+share where scores are negative.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Dataset-level evaluation: one int64 confusion matrix, and all thresholds in one pass.
 
 Rows are true classes 0..K, columns predicted 0..K and, last, 255 (unsure): a pixel predicted
-unsure counts as wrong. Pixels whose truth is 255 are left out (methods.md 15).
+unsure counts as wrong. Pixels whose truth is 255 are left out, as PASCAL VOC's evaluation does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 __all__ = ["IGNORE", "Metrics", "ThresholdSweep", "confusion_matrix", "metrics"]
 
 IGNORE = 255
+"""The id of unsure pixels in masks and labels: losses and metrics leave them out."""
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 __all__ = [
+    "MapKind",
     "add_background",
     "gate",
     "merge_maps",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 MapKind = Literal["logit", "unit", "probability"]
+"""How the maps of scales and flips merge: see :func:`merge_maps`."""
 
 _EPS = 1e-5
 
@@ -41,7 +43,7 @@ def normalise_max(scores: Tensor) -> Tensor:
 
 
 def normalise_min_max(scores: Tensor) -> Tensor:
-    """Maps each map's range to [0, 1]; a constant map becomes zeros (methods.md 17, no. 29)."""
+    """Maps each map's range to [0, 1]; a constant map becomes zeros."""
     scores = scores.float()
     low = scores.amin((-2, -1), keepdim=True)
     return (scores - low) / (scores.amax((-2, -1), keepdim=True) - low + _EPS)

@@ -2,7 +2,7 @@
 
 Where the class probabilities change quickly there is a border; what lies between borders is one
 region, and a region has one label: the one that most of its certain pixels carry. Edges come from
-the maps and not from the image, so texture makes none (methods.md 8.1).
+the maps and not from the image, so texture makes none (Jo et al. 2022, EdgePredictMix).
 """
 
 from __future__ import annotations

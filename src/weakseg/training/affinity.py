@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weakseg.data.loading import IGNORE, MaskBatch
+from weakseg.data.loading import MaskBatch
 from weakseg.methods.base import Maps, Phase, Trainable
 from weakseg.networks.affinity import AffinityNetwork, EdgeBranch
 from weakseg.networks.backbone import Backbone
+from weakseg.ops.confusion import IGNORE
 from weakseg.ops.random_walk import edge_affinity, feature_affinity, half_disc
 
 __all__ = ["AffinityLearner", "pair_losses"]
@@ -21,11 +22,11 @@ _SHARE = {"background": 0.25, "foreground": 0.25, "different": 0.5}
 
 
 class AffinityLearner(Trainable):
-    """An affinity network with the loss that psa and irn share (methods.md 10, 11.4).
+    """An affinity network with the loss that psa and irn share, :func:`pair_losses`.
 
     Args:
         network: The network.
-        radius: Pairs no farther apart than this, in cells, are compared.
+        radius: Pairs closer than this, in cells, are compared.
     """
 
     heads = ("affinity",)

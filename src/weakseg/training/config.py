@@ -21,7 +21,7 @@ PAPER_OPTIMISER: dict[str, Any] = {
     "power": 0.9,
     "warmup": 0.0,
 }
-"""What the published CAM code really ran (irn; methods.md 1.5): SGD practically without momentum."""
+"""What the published CAM code (irn, and psa before it) really ran: SGD practically without momentum."""
 
 
 class TrainConfig(Frozen):

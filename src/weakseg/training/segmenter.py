@@ -8,11 +8,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakseg.data.loading import IGNORE, MaskBatch
+from weakseg.data.loading import MaskBatch
 from weakseg.methods.base import Maps, Trainable
 from weakseg.mixing import Mix, Scene, present
 from weakseg.networks.backbone import Backbone
 from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.ops.confusion import IGNORE
 
 __all__ = ["Segmenter"]
 
