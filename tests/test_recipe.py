@@ -184,7 +184,9 @@ def test_the_callers_values_are_left_alone():
 def test_the_paper_preset_is_what_the_published_code_ran():
     train = load_recipe({"train": {"preset": "paper"}}).train
     assert (train.optimiser, train.lr, train.weight_decay) == ("sgd", 0.1, 1e-4)
-    assert train.momentum == train.weight_decay == 1e-4  # its optimiser passed decay where SGD expects momentum
+    assert (
+        train.momentum == train.weight_decay == 1e-4
+    )  # its optimiser passed decay where SGD expects momentum
     assert (train.head_lr, train.schedule, train.power) == (10, "poly", 0.9)
     default = TrainConfig()
     assert (default.momentum, default.lr) == (0.9, 0.01)
@@ -235,6 +237,28 @@ def test_every_mistake_at_once_one_line_for_each_key():
 )
 def test_rules_between_settings(train: dict, words: str):
     assert words in mistakes({"train": train})
+
+
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        (
+            {"method": {"name": "recurseed", "mix_start": 0.5, "mix_seg": 1}},
+            ["mix_start", "mix_seg"],
+        ),
+        ({"method": {"name": "recurseed+cutmix", "mix_start": 0.5}}, []),
+        ({"method": {"name": "recurseed", "mix": "cutmix", "mix_start": 0.5}}, []),
+        ({"segmenter": {"mix_start": 0.5}}, ["segmenter.mix_start"]),
+        ({"segmenter": {"mix_start": 0.5, "mix": "cutmix"}}, []),
+        ({"method": {"name": "cam", "classifier_loss": "sigmoid"}}, ["classifier_loss"]),
+        ({"method": {"from_classifier": "a.pth", "classifier_loss": "sigmoid", "name": "cam"}}, []),
+        ({}, []),
+    ],
+)
+def test_settings_without_effect_are_known(values: dict, idle: list[str]):
+    found = load_recipe(values).idle_settings
+    assert len(found) == len(idle)
+    assert all(name in words for name, words in zip(idle, found, strict=True))
 
 
 def test_weights_and_pretrained_exclude_each_other():

@@ -259,6 +259,7 @@ def test_a_full_gpu_is_named(run: RunFolder):
     error = mendable(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), run.path)
     assert "memory of the GPU" in error.what
     assert "train.batch" in error.mend
+    assert "cut it into parts (train.accumulate)" in error.mend, "fewer parts need more memory"
 
 
 def test_half_cleared_work_does_not_pass_for_done(run: RunFolder, monkeypatch):

@@ -93,6 +93,8 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     collection = collect(recipe.data)
     box_source(recipe, collection)  # so is what the data must have
     _say_changes(run, recipe)
+    if recipe.idle_settings:
+        console.print(f"  without effect: {escape(', '.join(recipe.idle_settings))}")
     write_recipe(run, recipe)
     with run.locked():
         _run_stages(run, recipe, collection, until)

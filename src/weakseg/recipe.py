@@ -311,6 +311,18 @@ class Recipe(Frozen):
             return self.backbone.model_copy(update={"output_stride": 16})
         return self.segmenter.backbone or self.backbone
 
+    @property
+    def idle_settings(self) -> tuple[str, ...]:
+        """Settings that were given but have no effect beside the others, each with the reason."""
+        method, found = self.method, []
+        if method.get("mix") is None and "+" not in method["name"]:
+            found += [f"method.{k} (no method.mix)" for k in method if k.startswith("mix_")]
+        if method.get("from_classifier") is None and "classifier_loss" in method:
+            found.append("method.classifier_loss (no method.from_classifier)")
+        if self.segmenter.mix is None and self.segmenter.mix_start:
+            found.append("segmenter.mix_start (no segmenter.mix)")
+        return tuple(found)
+
     def to_yaml(self) -> str:
         """The complete recipe as YAML; reading it back gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -356,8 +356,8 @@ def mendable(error: BaseException, folder: Path) -> UserError | None:
         return UserError(
             f"the memory of the GPU is full ({str(error).splitlines()[0]})",
             where=folder,
-            mend="lower the batch (train.batch or train.accumulate, seeds.batch, predict.batch), "
-            "or reduce large images first (seeds.max_side, predict.max_side)",
+            mend="lower the batch (train.batch, seeds.batch, predict.batch) or cut it into parts "
+            "(train.accumulate), or reduce large images first (seeds.max_side, predict.max_side)",
         )
     if not isinstance(error, OSError):
         return None

@@ -337,8 +337,9 @@ def test_unknown_parts_and_contradictions_are_refused():
         resolve({"name": "recurseed+cutmx"})
     assert "cutmix" in str(caught.value.mend)
     for name in ("cam+vit", "cam+", "recurseed+"):
-        with pytest.raises(UserError, match="has no part"):
+        with pytest.raises(UserError, match="has no part") as caught:
             resolve({"name": name})
+        assert "(none)" not in str(caught.value.mend)
     for other in ("classmix", {"name": "classmix"}, None):
         with pytest.raises(UserError, match="contradict each other"):
             resolve({"name": "recurseed+cutmix", "mix": other})

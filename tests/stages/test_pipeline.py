@@ -30,6 +30,7 @@ from weakseg.report.facts import gather
 from weakseg.report.numbers import Comparison, Entry
 from weakseg.runfolder import RunFolder
 from weakseg.stages.batches import groups_of_one_size
+from weakseg.stages.check import collect
 from weakseg.stages.seeds import classification_f1, gated
 from weakseg.stages.train import inputs
 
@@ -492,6 +493,28 @@ def test_a_mix_of_a_segmenter_is_checked_before_the_data(tiny, tmp_path):
     with pytest.raises(UserError, match="unknown mix 'cutmx'"):
         run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_without_effect_are_said(tiny, tmp_path, capsys):
+    recipe = load_recipe(tiny.model_dump(mode="json"), sets=["segmenter.mix_start=0.5"])
+    run_recipe(recipe, tmp_path / "run", until="check")
+    assert "without effect: segmenter.mix_start" in capsys.readouterr().err
+
+
+def test_a_segmenter_says_which_weights_it_was_not_given(tiny, finished, tmp_path, capsys):
+    start = f"segmenter.train.init_from={finished.folder}"
+    wider = ["segmenter.train.steps=1", "segmenter.channels=24", start]
+    recipe = load_recipe(tiny.model_dump(mode="json"), sets=wider)
+    run_recipe(recipe, tmp_path / "run", until="segment")
+    assert "start fresh, such as network." in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["root", "untagged"])
+def test_options_that_are_settings_of_every_source(tiny, name):
+    data = tiny.data.model_copy(update={"options": {name: "x"}})
+    with pytest.raises(UserError, match="not an option") as caught:
+        collect(data)
+    assert caught.value.mend == f"write data.{name}"
 
 
 def test_a_segmenter_on_a_transformer_is_refused_before_the_data(tiny, tmp_path):

@@ -311,6 +311,11 @@ def test_a_refined_score_follows_the_image():
         assert contrast(step(given).foreground()[1][0]) > before, name
 
 
+def test_a_start_that_the_walks_network_would_ignore_is_refused():
+    with pytest.raises(UserError, match="init_from has no part in this network"):
+        resolve_steps([{"name": "affinity", "train": {"init_from": "runs/a"}}])
+
+
 def test_the_stage_waits_for_what_a_step_needs():
     assert {name: set(steps[name].needs) for name in steps} == {
         "pamr": set(),

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
 from weakseg.networks.backbone import Backbone, MakeBackbone
+from weakseg.ops.scores import MapKind
 from weakseg.registry import Registry, suggest
 
 __all__ = [
+    "INNER",
     "Batch",
     "Card",
     "Classifier",
@@ -77,7 +79,7 @@ class Maps:
     """
 
     scores: Tensor
-    kind: Literal["logit", "unit", "probability"]
+    kind: MapKind
     background: Tensor | None = None
     logits: Tensor | None = None
 
@@ -228,12 +230,13 @@ def resolve(section: Mapping[str, Any], key: str = "method") -> tuple[type[Metho
     Raises:
         UserError: Unknown method or part, or every wrong setting of it at once.
     """
-    settings = {key: value for key, value in section.items() if key != "name"}
+    settings = {k: v for k, v in section.items() if k != "name"}
     name, plus, part = section["name"].partition("+")
     method = methods[name]
     if plus:
         if part not in method.parts:
-            raise UserError(f"{name} has no part {part!r}", mend=suggest(part, method.parts))
+            mend = suggest(part, method.parts) if method.parts else f"write {name} alone"
+            raise UserError(f"{name} has no part {part!r}", where=f"{key}.name", mend=mend)
         settings |= {k: _merged(section, k, v) for k, v in method.parts[part].items()}
     return method, validate(method.Config, settings, where=f"method {section['name']}", prefix=key)
 

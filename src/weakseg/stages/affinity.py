@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from weakseg.config import Frozen
 from weakseg.console import track
@@ -51,6 +51,15 @@ class AffinityTrainConfig(TrainConfig):
         (0.75, 1.75),
         description="range of the longer side before the crop, as a share of the crop",
     )
+
+    @model_validator(mode="after")
+    def _starts_elsewhere(self) -> Any:
+        if self.init_from is not None:
+            raise ValueError(
+                "init_from has no part in this network: it starts from the trained classifier "
+                "(from_classifier: true) or from its backbone's weights (backbone.weights)"
+            )
+        return self
 
 
 class LabelsConfig(Frozen):

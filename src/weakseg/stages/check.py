@@ -19,16 +19,27 @@ __all__ = ["check", "collect", "inspect", "stamp"]
 
 
 def collect(data: DataConfig) -> Collection:
-    """The collection that a recipe's ``data`` section describes."""
+    """The collection that a recipe's ``data`` section describes.
+
+    Raises:
+        UserError: Something in it is missing or contradictory; says how to mend it.
+    """
     source = sources[data.source]
-    return source(
-        root=data.root,
-        labels=data.labels,
-        masks=data.masks,
-        classes=data.classes,
-        untagged=data.untagged,
-        **data.options,
-    )
+    common = {
+        "root": data.root,
+        "labels": data.labels,
+        "masks": data.masks,
+        "classes": data.classes,
+        "untagged": data.untagged,
+    }
+    twice = next((name for name in data.options if name in common), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice!r} is a setting of every source, not an option of {data.source!r}",
+            where=f"data.options.{twice}",
+            mend=f"write data.{twice}",
+        )
+    return source(**common, **data.options)
 
 
 def inspect(collection: Collection, train: Sequence[str]) -> CheckReport:

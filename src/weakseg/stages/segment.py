@@ -7,7 +7,6 @@ from typing import Any
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import initialise
 from weakseg.methods import Trainable, needs_segmenter
 from weakseg.mixing import build_mix, settle_mix
 from weakseg.networks.backbone import make_backbone
@@ -25,6 +24,7 @@ from weakseg.stages.train import (
     save_model,
     saved_spec,
     start_backbone,
+    start_from,
     without_pace,
 )
 from weakseg.training.fit import fit
@@ -107,8 +107,7 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
             start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
             if recipe.method.get("from_classifier"):  # weights that others have trained
                 model.backbone.from_scratch = False
-        if config.train.init_from is not None:
-            initialise(model, config.train.init_from)
+        start_from(model, config.train)
         return model
 
     def make_data(model: Trainable) -> TrainingImages:

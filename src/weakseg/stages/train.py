@@ -38,12 +38,14 @@ __all__ = [
     "PACE",
     "augment_for",
     "inputs",
+    "launched",
     "origin",
     "placement",
     "run_training",
     "save_model",
     "saved_spec",
     "start_backbone",
+    "start_from",
     "train",
     "without_pace",
 ]
@@ -183,7 +185,7 @@ def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
 
 def _make_model(recipe: Recipe, images: Collection) -> Trainable:
     model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
-    _start_from(model, recipe.train)
+    start_from(model, recipe.train)
     return model
 
 
@@ -223,9 +225,9 @@ def save_model(
 ) -> None:
     """Writes the model folder of a training stage, from the first process alone.
 
-    ``more`` are facts for the card.
-
-    Statistics of a trained BatchNorm differ between processes: the first one's count.
+    Statistics of a trained BatchNorm differ between processes: the first one's count. ``network``
+    is what rebuilds the model, as ``export.model.save`` takes it, and ``more`` are facts for the
+    card.
     """
     if not _is_first():
         return
@@ -281,7 +283,8 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _start_from(model: Trainable, config: TrainConfig) -> None:
+def start_from(model: Trainable, config: TrainConfig) -> None:
+    """Starts a model from the weights of ``init_from``, where it is set; says what is not in them."""
     if config.init_from is None:
         return
     missing = initialise(model, config.init_from)
