@@ -636,6 +636,9 @@ def test_masks_of_a_plain_folder_go_out_too(one):
     export_masks(made, "coco", one.folder / "out")
     api = COCO(str(one.folder / "out/annotations/instances_train.json"))
     assert len(api.getAnnIds()) == 4
+    # A list that is asked for and missing must not be replaced by the one beside the masks.
+    with pytest.raises(UserError, match="does not exist"):
+        folder_masks(one.folder / "made", one.folder / "photos", one.folder / "mistyped.txt")
     (one.folder / "made/classes.txt").unlink()
     with pytest.raises(UserError, match="nothing names the classes"):
         folder_masks(one.folder / "made", one.folder / "photos", None)

@@ -208,6 +208,19 @@ def test_a_list_of_other_images_is_refused(tiny, tmp_path):
         run_recipe(tiny.model_copy(update={"evaluate": evaluate}), tmp_path / "run")
 
 
+def test_a_list_may_go_across_splits(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "list.txt").write_text("train/00001\ntrain/00002\nval/00003\n")
+    evaluate = finished.recipe.evaluate.model_copy(
+        update={"lists": {"mine": tmp_path / "list.txt"}}
+    )
+    recipe = finished.recipe.model_copy(update={"evaluate": evaluate})
+    run_recipe(recipe, tmp_path / "run")
+    results = json.loads((tmp_path / "run/8-evaluate/results.json").read_text())
+    images = {r["stage"]: r["images"] for r in results["rows"] if r["split"] == "mine"}
+    assert images == {"seed": 2, "mask": 2, "segmenter": 3}, "only trained images have masks"
+
+
 def test_without_a_segmenter_the_model_is_the_classifier(tiny, tmp_path):
     run_recipe(tiny, tmp_path / "run")
     off = tiny.model_copy(

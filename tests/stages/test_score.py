@@ -7,7 +7,7 @@ import pytest
 from weakseg.cli import app
 from weakseg.data.images import write_mask
 from weakseg.errors import UserError
-from weakseg.stages.score import match, score_masks
+from weakseg.stages.score import class_names, match, score_masks
 
 
 @pytest.fixture
@@ -27,6 +27,13 @@ def folders(tmp_path):
         cv2.imwrite(str(images / f"{name}.jpg"), image[..., ::-1])
     (masks / "classes.txt").write_text("<b>disc\n", encoding="utf-8")
     return masks, images
+
+
+def test_names_of_classes_start_behind_the_background(folders):
+    masks, _ = folders
+    assert class_names(masks) == ("<b>disc",)
+    (masks / "classes.txt").write_text("__background__\ncat\n\ndog\n", encoding="utf-8-sig")
+    assert class_names(masks) == ("cat", "dog")
 
 
 def test_the_worst_come_first(folders):

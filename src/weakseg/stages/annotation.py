@@ -24,7 +24,7 @@ from typing import Any, Literal
 from weakseg.console import track
 from weakseg.data.images import image_size, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import NameIndex, count, sample_id
+from weakseg.data.sources import NameIndex, class_list, count, sample_id
 from weakseg.errors import UserError
 from weakseg.export.annotations import (
     Format,
@@ -125,24 +125,18 @@ def _require_current(run: RunFolder, recipe: Recipe) -> None:
 def folder_masks(masks: Path, images: Path, classes: Path | None) -> MaskSet:
     """Masks of a plain folder with the images that they mirror.
 
+    Without ``classes`` they are those of a ``classes.txt`` in the folder or beside it.
+
     Raises:
         UserError: No mask has an image, or nobody names the classes.
     """
-    from weakseg.data.sources import class_list
-
-    file = next(
-        (
-            f
-            for f in (classes, masks / "classes.txt", masks.parent / "classes.txt")
-            if f and f.is_file()
-        ),
-        None,
-    )
-    names = class_list(file, masks)[0] if file is not None else None
+    beside = (masks / "classes.txt", masks.parent / "classes.txt")
+    file = classes or next((f for f in beside if f.is_file()), None)
+    names, _ = class_list(file, masks)
     if names is None:
         raise UserError(
             "nothing names the classes of these masks",
-            where=classes or masks,
+            where=masks,
             mend="give a text file with one class name in each line: --classes",
         )
     items = tuple(

@@ -167,7 +167,7 @@ class _Evaluation:
             if "masks" in self.present:  # as they were made; corrected ones are training data
                 self._judge("mask", name, samples, self.run.stage_folder("masks") / "masks")
         if "predict" in self.present:
-            for name, samples in {**self._lists(train), **self._lists(val)}.items():
+            for name, samples in self._lists((*train, *val)).items():
                 self._judge("segmenter", name, samples, self.run.stage_folder("predict") / "masks")
         return {"rows": self.rows, "sweep": self.sweep, "worst": self.worst}
 

@@ -223,7 +223,7 @@ class CRFStep(Step):
         """Settings of the dense CRF."""
 
         max_side: PositiveInt | None = Field(
-            1024, description="reduce larger images to this longer side; null = never"
+            1024, description="reduce larger images to this longer side; null = as seeds.max_side"
         )
         preset: Literal["soft", "label", "deeplab"] = Field(
             "label", description="published widths and strengths"

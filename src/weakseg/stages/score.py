@@ -14,7 +14,7 @@ import numpy as np
 from weakseg.console import track
 from weakseg.data.images import read_image, read_mask
 from weakseg.data.samples import IMAGE_SUFFIXES
-from weakseg.data.sources import sample_id, scan
+from weakseg.data.sources import is_background, sample_id, scan
 from weakseg.errors import UserError
 from weakseg.files import atomic_path
 from weakseg.ops import MaskQuality, mask_quality
@@ -77,11 +77,15 @@ def match(masks: Path, images: Path) -> list[Masked]:
 
 
 def class_names(masks: Path) -> tuple[str, ...]:
-    """Names of the ids 1..K from a ``classes.txt`` in the folder or beside it, if there is one."""
+    """Names of the ids 1..K from a ``classes.txt`` in the folder or beside it, if there is one.
+
+    A leading ``background`` is left out. They name classes on a page, so any text will do.
+    """
     for file in (masks / "classes.txt", masks.parent / "classes.txt"):
         if file.is_file():
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
+            return tuple(names[1:] if names and is_background(names[0]) else names)
     return ()
 
 
