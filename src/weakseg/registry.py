@@ -1,4 +1,4 @@
-"""One decorator-based registry for methods, refiners, mixes, sources and exporters."""
+"""One decorator-based registry for methods, mixes, sources, steps of refinement and formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from weakseg.errors import UserError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "suggest"]
 
 T = TypeVar("T")
 

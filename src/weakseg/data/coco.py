@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import track
+from weakseg.data.check_tags import MOST_CLASSES
 from weakseg.data.images import image_size, write_mask
 from weakseg.data.outlines import fill_polygons, read_runs
 from weakseg.data.samples import Box, Collection, Sample
@@ -63,7 +64,6 @@ __all__ = ["coco"]
 
 _VERSION = "coco-masks-v1"  # changes when a pixel changes
 _UNSURE = 255
-_MOST_CLASSES = 254
 _MOST_PIXELS = 2**28
 _SHOWN = 6
 _YEARS = ("2014", "2017", "")
@@ -610,11 +610,11 @@ def _with_drawn(
     notes: list[str],
 ) -> list[Sample]:
     """Gives each sample its outlines as a mask in the cache, drawn where it is not there yet."""
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > MOST_CLASSES:
         raise UserError(
             f"{len(classes)} classes do not fit in a mask of 8 bits",
             where="masks: coco",
-            mend=f"name at most {_MOST_CLASSES} classes (classes:), or leave masks out",
+            mend=f"name at most {MOST_CLASSES} classes (classes:), or leave masks out",
         )
     by_id = {entry.id: entry for entry in entries if entry.exists}
     wanted = {s.id: s for s in samples if s.id in by_id}

@@ -1,4 +1,4 @@
-"""How the project opens an image and a mask, and writes a mask: the only place that does.
+"""How the project opens images and masks, and writes masks; formats of annotation tools aside.
 
 Every stage sees an image through :func:`read_image`, so that what was checked is what is trained
 on: EXIF rotation applied, any mode turned into 8-bit RGB.
@@ -21,13 +21,19 @@ from weakseg.errors import UserError
 from weakseg.files import atomic_path
 
 __all__ = [
+    "DECODE_ERRORS",
+    "LARGE",
+    "PIXELS_PER_BYTE",
+    "decode",
     "image_size",
     "open_error",
     "open_image",
     "orientation",
+    "oriented_size",
     "read_image",
     "read_large_image",
     "read_mask",
+    "turned",
     "voc_palette",
     "write_mask",
 ]
@@ -52,7 +58,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's decoders raise on damaged files; anything else is a bug and must surface.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -64,6 +69,7 @@ DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+"""What Pillow's decoders raise on damaged files; anything else is a bug and must surface."""
 
 
 def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:

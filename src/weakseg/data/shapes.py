@@ -30,8 +30,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +41,7 @@ from weakseg.data.images import write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import cache_folder, check_untagged, read_options, sources
 from weakseg.errors import UserError
+from weakseg.files import atomic_path
 
 __all__ = ["CLASSES", "GROUPS", "VERSION", "Drawing", "checksum", "draw", "ground_of", "shapes"]
 
@@ -622,15 +621,11 @@ def _read_marker(folder: Path, size: int, seed: int) -> Tags:
 
 def _write_marker(folder: Path, tags: Tags, size: int, seed: int) -> None:
     marker = {"version": VERSION, "size": size, "seed": seed, "tags": tags}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_MARKER}.{uuid.uuid4().hex[:8]}.tmp"
-    temporary.write_text(json.dumps(marker), encoding="utf-8")
-    os.replace(temporary, folder / _MARKER)
+    with atomic_path(folder / _MARKER) as temporary:
+        temporary.write_text(json.dumps(marker), encoding="utf-8")
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    # Noise hardly compresses: a higher level costs time and saves little.
-    Image.fromarray(image).save(temporary, format="PNG", compress_level=1)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        # Noise hardly compresses: a higher level costs time and saves little.
+        Image.fromarray(image).save(temporary, format="PNG", compress_level=1)

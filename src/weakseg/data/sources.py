@@ -40,6 +40,8 @@ from weakseg.errors import UserError
 from weakseg.registry import Registry, suggest
 
 __all__ = [
+    "UNTAGGED_MEND",
+    "Match",
     "NameIndex",
     "Source",
     "Untagged",
@@ -48,6 +50,9 @@ __all__ = [
     "class_list",
     "count",
     "has_controls",
+    "in_class_order",
+    "is_background",
+    "is_split_word",
     "locate",
     "natural_key",
     "read_options",
@@ -96,7 +101,9 @@ def read_options(
     for name in options:
         if name not in defaults:
             raise UserError(
-                f"source {source!r} has no option {name!r}", mend=suggest(name, defaults)
+                f"source {source!r} has no option {name!r}",
+                where="data.options",
+                mend=suggest(name, defaults) if defaults else f"leave {name} out",
             )
     return {**defaults, **options}
 

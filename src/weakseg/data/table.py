@@ -28,7 +28,6 @@ from weakseg.data.sources import (
     count,
     has_controls,
     is_split_word,
-    natural_key,
     split_name,
     tidy,
 )
@@ -80,11 +79,6 @@ class TagTable:
     path: Path
     rows: tuple[TagRow, ...]
     notes: tuple[str, ...] = ()
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """All tags that occur, in natural order."""
-        return tuple(sorted({t for r in self.rows for t in r.tags or ()}, key=natural_key))
 
 
 @dataclass

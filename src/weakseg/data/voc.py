@@ -146,7 +146,7 @@ def _listed(root: Path, lists: Mapping[str, str | Path] | None, notes: list[str]
     if lists is not None and (not isinstance(lists, Mapping) or not lists):
         raise UserError(
             f"lists is {lists!r}, not a mapping from splits to list files",
-            where="voc",
+            where="data.options.lists",
             mend="write, for example, lists: {train: train_aug, val: val}",
         )
     images = {sample_id(file): file for file in scan(root / "JPEGImages")}

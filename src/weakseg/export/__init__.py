@@ -1,1 +1,1 @@
-"""What leaves a run: model folders."""
+"""What leaves a run: model folders, ONNX files, and masks for annotation tools."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["card"]
+__all__ = ["NUMBERS", "card"]
 
 NUMBERS = (
     *("stage", "split", "images", "scales", "flip", "crf", "tags", "rule", "threshold"),

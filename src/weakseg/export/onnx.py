@@ -36,9 +36,10 @@ from weakseg.files import atomic_path
 from weakseg.inference import Predictor, multi_scale
 from weakseg.networks.tokens import VisionTokens
 
-__all__ = ["export_onnx", "required", "trace"]
+__all__ = ["TOLERANCE", "export_onnx", "required", "trace"]
 
-FORMAT = 1
+_FORMAT = 1
+
 TOLERANCE = 1e-3
 """Largest difference of a probability between PyTorch and the file."""
 
@@ -182,7 +183,7 @@ def _metadata(
         has_map = predictor.model.eval()(torch.zeros(1, 3, 64, 64)).background is not None
     rule = "map" if has_map else own.details.get("threshold rule", "constant")
     values: Mapping[str, Any] = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "version": version("weakseg"),
         "classes": ["background", *predictor.classes],
         "palette": voc_palette()[: len(predictor.classes) + 1].tolist(),

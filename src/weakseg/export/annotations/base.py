@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,19 +37,35 @@ from PIL import Image
 
 from weakseg.console import track
 from weakseg.data.images import DECODE_ERRORS, image_size, read_mask, voc_palette
-from weakseg.data.sources import is_background
+from weakseg.data.sources import is_background, tidy
 from weakseg.errors import UserError
 from weakseg.export.annotations.tree import Problems, Tree
-from weakseg.files import atomic_path
 from weakseg.registry import Registry
 
-__all__ = ["Format", "Found", "Item", "Labels", "MaskSet", "MisfitError", "Options", "formats"]
+__all__ = [
+    "UNSURE",
+    "UNSURE_ID",
+    "Format",
+    "Found",
+    "Item",
+    "Labels",
+    "MaskSet",
+    "MisfitError",
+    "Options",
+    "check_split",
+    "decode_png",
+    "dropped",
+    "expect_size",
+    "formats",
+    "instances",
+    "place_image",
+]
 
 UNSURE = "unsure"
 """The label that unsure pixels get where the user asks for one."""
 
 UNSURE_ID = 255
-"""What they are in masks."""
+"""What they are in masks; ``ops.confusion.IGNORE``, which formats do not import: it takes torch."""
 
 T = TypeVar("T")
 
@@ -223,7 +238,7 @@ class Labels:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
-        exact = {_plain(name): i for i, name in enumerate(self.classes, start=1)}
+        exact = {tidy(name): i for i, name in enumerate(self.classes, start=1)}
         folded: dict[str, list[int]] = {}
         for name, i in exact.items():
             folded.setdefault(name.casefold(), []).append(i)
@@ -232,7 +247,7 @@ class Labels:
 
     def find(self, name: str) -> int | None:
         """Id of a label: a class in any case, 0 for the background, 255 for ``unsure``."""
-        plain = _plain(name)
+        plain = tidy(name)
         found = self._exact.get(plain, self._loose.get(plain.casefold()))
         if found is None and is_background(plain):
             return 0
@@ -251,10 +266,6 @@ class Labels:
                 f"{', ...' if len(self.classes) > 12 else ''})",
             )
         return found
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()
 
 
 class Format(ABC):
@@ -313,14 +324,6 @@ def instances(mask: np.ndarray, objects: str) -> tuple[np.ndarray, list[int]]:
         np.add(parts, len(ids), out=numbers, where=own > 0)
         ids += [label] * (count - 1)
     return numbers, ids
-
-
-def indexed_png(path: Path, mask: np.ndarray, colours: np.ndarray) -> None:
-    """Writes ids as an indexed PNG with these (256, 3) colours."""
-    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    image.putpalette(colours.astype(np.uint8).tobytes())
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
 
 
 def place_image(item: Item, path: Path, copy: bool) -> None:

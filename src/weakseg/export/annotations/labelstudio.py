@@ -58,6 +58,7 @@ __all__ = ["LabelStudio", "brush", "unbrush"]
 
 _SIZES = (3, 4, 8, 16)  # bits of the counters that are written
 _UPLOAD = re.compile(r"[0-9a-f]{8}-")  # what Label Studio puts before an uploaded file's name
+_OF_IMAGE = ("choices", "textarea", "rating")  # kinds of regions that hold no pixels
 _AGAIN = "export the project again as JSON (not JSON-MIN)"
 
 
@@ -219,16 +220,7 @@ def _read(where: str, task: dict[str, Any], labels: Labels, problems: Problems) 
     for region in annotation["result"]:
         kind = region.get("type") if isinstance(region, dict) else None
         if kind not in ("brushlabels", "polygonlabels"):
-            if (
-                isinstance(region, dict)
-                and isinstance(region.get("value"), dict)
-                and kind
-                in (
-                    "choices",
-                    "textarea",
-                    "rating",
-                )
-            ):
+            if kind in _OF_IMAGE and isinstance(region.get("value"), dict):
                 continue  # of the image as a whole
             problems.add(
                 "regions that are neither brush nor polygon",

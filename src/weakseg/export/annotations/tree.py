@@ -18,13 +18,20 @@ from typing import Any
 
 from weakseg.errors import UserError
 
-__all__ = ["Problems", "Tree", "open_tree"]
+__all__ = ["Problems", "Tree", "open_tree", "shorten"]
 
 _MOST_BYTES = 2**28  # of one member of an archive: 256 MiB
 _MOST_TEXT = 2**31  # of one JSON file
 _SHOWN = 20
 _DAMAGED = "export the file again from its tool"
-READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError)
+_READ_ERRORS = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+)
 
 
 class Problems:
@@ -163,7 +170,7 @@ class _Archive(Tree):
         try:
             self._zip = zipfile.ZipFile(path)
             members = self._zip.infolist()
-        except READ_ERRORS as error:
+        except _READ_ERRORS as error:
             raise UserError(
                 f"the archive cannot be read ({error})", where=path, mend=_DAMAGED
             ) from None
@@ -185,7 +192,7 @@ class _Archive(Tree):
         try:
             with self._zip.open(self._members[name]) as file:
                 return file.read()
-        except READ_ERRORS as error:
+        except _READ_ERRORS as error:
             raise UserError(
                 f"{name} of the archive cannot be read ({error})", where=self.where, mend=_DAMAGED
             ) from None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weakseg.data.images import voc_palette
+from weakseg.data.images import voc_palette, write_mask
 from weakseg.errors import UserError
 from weakseg.export.annotations.base import (
     UNSURE_ID,
@@ -32,13 +32,20 @@ from weakseg.export.annotations.base import (
     check_split,
     decode_png,
     formats,
-    indexed_png,
     place_image,
 )
 from weakseg.export.annotations.tree import Problems, Tree
 from weakseg.files import atomic_path
 
-__all__ = ["IndexedPng", "Voc", "label_map", "list_line", "read_tree", "write_text"]
+__all__ = [
+    "IndexedPng",
+    "Voc",
+    "label_map",
+    "list_line",
+    "read_classes",
+    "read_tree",
+    "write_text",
+]
 
 _AGAIN = "export it again as 'Segmentation mask 1.1' or PASCAL VOC"
 
@@ -54,7 +61,7 @@ class Voc(Format):
             lines[item.split].append(list_line(item.id))
 
         def work(item: Item, mask: np.ndarray) -> None:
-            indexed_png(out / "SegmentationClass" / f"{item.id}.png", mask, voc_palette())
+            write_mask(out / "SegmentationClass" / f"{item.id}.png", mask)
             place_image(item, out / "JPEGImages" / item.file, masks.options.copy)
 
         for _ in masks.each(work, "voc", keep_unsure=True):
