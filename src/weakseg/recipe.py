@@ -221,7 +221,7 @@ class RuntimeConfig(Frozen):
     """Where it runs. Changing these does not make finished stages run again."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: PositiveInt = Field(1, description="processes that train together")
+    devices: PositiveInt = Field(1, description="processes on each machine that train together")
     nodes: PositiveInt = Field(1, description="machines that train together")
     workers: int | None = Field(
         None, ge=0, description="loader processes; null = by the number of cores"

@@ -25,7 +25,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.data.sources import class_list
 from weakseg.data.table import read_table
-from weakseg.data.voc import read_list
+from weakseg.data.voc import listed_ids
 from weakseg.errors import UserError
 from weakseg.export.model import _read_config
 from weakseg.recipe import Recipe, load_recipe
@@ -97,7 +97,7 @@ def test_tables(tmp_path: Path, suffix, content, classes, untagged) -> None:
 @fuzzed
 @given(content=st.binary(max_size=200) | damaged(b"2007_000032\n2007_000033 1\n# no\n\n"))
 def test_lists(tmp_path: Path, content) -> None:
-    survives(read_list, tmp_path / "list.txt", content)
+    survives(listed_ids, tmp_path / "list.txt", content)
     survives(lambda f: class_list(f, tmp_path), tmp_path / "list.txt", content)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.badinput.conftest import Weakseg, listing
 from tests.badinput.corpus import IMAGES, LINKS, World
-from weakseg.data.voc import read_list
+from weakseg.data.voc import listed_ids
 from weakseg.errors import UserError
 from weakseg.runfolder import RunFolder, read_record
 
@@ -151,7 +151,7 @@ def test_a_list_of_ids(name: str, tmp_path: Path) -> None:
     if LISTS[name] is not None:
         file.write_bytes(LISTS[name])
     with pytest.raises(UserError) as error:
-        read_list(file)
+        listed_ids(file)
     assert str(file) in str(error.value) and error.value.mend
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from weakseg.data.check import check
 from weakseg.data.images import write_mask
 from weakseg.data.samples import Box, Collection
-from weakseg.data.voc import VOC_CLASSES, read_list, voc
+from weakseg.data.voc import VOC_CLASSES, listed_ids, voc
 from weakseg.errors import UserError
 
 PERSON, CAT = 15, 8
@@ -146,7 +146,7 @@ def test_list_lines_of_all_repositories(tmp_path: Path, line: str) -> None:
     (tmp_path / "l.txt").write_text(
         f"{line}\n\n2007_000002\n{line.strip(BLANK)}\n", encoding="utf-8"
     )
-    assert read_list(tmp_path / "l.txt") == ["2007_000001", "2007_000002"]
+    assert listed_ids(tmp_path / "l.txt") == ["2007_000001", "2007_000002"]
 
 
 def test_lists(devkit: Path) -> None:

@@ -15,7 +15,7 @@ from weakseg.errors import UserError
 from weakseg.pipeline import collect, run_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.annotation import export_masks, import_masks, run_masks
-from weakseg.stages.masks import mask_files, score, training_inputs
+from weakseg.stages.masks import mask_files, mask_files_inputs, score
 
 
 def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, capsys):
@@ -53,11 +53,11 @@ def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, 
 
     files = mask_files(run, train)
     assert [f.parent.parent.name for f in files[:4]] == ["corrected"] * 3 + ["masks"]
-    same = training_inputs(run, train)
+    same = mask_files_inputs(run, train)
     write_mask(run.path / "corrected" / f"{val[0].id}.png", np.zeros((64, 64), dtype=np.uint8))
-    assert training_inputs(run, train) == same, "only masks that are trained on count"
+    assert mask_files_inputs(run, train) == same, "only masks that are trained on count"
     write_mask(files[0], np.zeros((64, 64), dtype=np.uint8))
-    assert training_inputs(run, train) != same
+    assert mask_files_inputs(run, train) != same
 
     made = run_masks(run, tiny, collection)
     export_masks(made, "voc", tmp_path / "again")

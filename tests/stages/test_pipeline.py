@@ -32,7 +32,7 @@ from weakseg.runfolder import RunFolder
 from weakseg.stages.batches import groups_of_one_size
 from weakseg.stages.check import collect
 from weakseg.stages.seeds import classification_f1, gated
-from weakseg.stages.train import inputs
+from weakseg.stages.train import train_inputs
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +370,7 @@ def test_large_images_go_alone_and_small_ones_together(tmp_path):
 def test_a_training_knows_every_setting_of_its_method(tiny_collection):
     """So that neither a model folder nor a finished stage changes when a default does."""
     section = {"name": "puzzle", "alpha": 1.5}
-    kept = inputs(load_recipe({"method": section}), tiny_collection)["method"]
+    kept = train_inputs(load_recipe({"method": section}), tiny_collection)["method"]
     assert set(kept) == {"name", *resolve(section)[0].Config.model_fields}
     assert kept["alpha"] == 1.5
     assert resolve(kept)[1] == resolve(section)[1]

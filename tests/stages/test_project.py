@@ -25,7 +25,7 @@ from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
 from weakseg.stages.project import map_outputs, with_classifier
-from weakseg.stages.train import inputs
+from weakseg.stages.train import train_inputs
 
 from .conftest import TINY
 
@@ -167,7 +167,7 @@ def test_acr_refuses_it_inside():
 
 
 def test_the_settings_of_other_runs_stay_what_they_were(tiny, tmp_path):
-    assert inputs(tiny, collect(tiny.data))["method"] == {"name": "cam", "hidden": None}
+    assert train_inputs(tiny, collect(tiny.data))["method"] == {"name": "cam", "hidden": None}
     with pytest.raises(UserError, match="goes with from_classifier alone"):
         resolve({"name": "cam", "classifier_classes": ["a"]})
 

@@ -41,7 +41,7 @@ from weakseg.data.sources import (
 from weakseg.data.table import read_table
 from weakseg.errors import UserError
 
-__all__ = ["VOC_CLASSES", "read_list", "voc"]
+__all__ = ["VOC_CLASSES", "listed_ids", "voc"]
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -113,7 +113,7 @@ def _devkit(root: Path) -> tuple[Path, list[str]]:
 # --- lists and files ------------------------------------------------------------------------
 
 
-def read_list(path: str | Path) -> list[str]:
+def listed_ids(path: str | Path) -> list[str]:
     """Image ids of a list file, in its order, without repetition.
 
     Accepts bare ids, ids with a flag (``2007_000032 -1``) and paths of image and mask
@@ -156,7 +156,7 @@ def _listed(root: Path, lists: Mapping[str, str | Path] | None, notes: list[str]
         if file is None and lists is None and split != "train":
             notes.append(f"There is no list {name}.txt, so there is no split {split!r}.")
             continue
-        for key in read_list(file or _no_list(root, name)):
+        for key in listed_ids(file or _no_list(root, name)):
             image = root / "JPEGImages" / images.get(key, f"{key}.jpg")
             samples.append(Sample(key, image, None, split))
             seen.add(key)

@@ -66,7 +66,7 @@ from weakseg.networks.backbone import Backbone, MakeBackbone
 from weakseg.networks.heads import CAMHead
 from weakseg.networks.reconstructor import Reconstructor
 
-__all__ = ["ACR"]
+__all__ = ["ACR", "PRESETS"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

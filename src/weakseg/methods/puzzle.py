@@ -19,7 +19,8 @@ of the tiles :math:`A^{re} \in R^{B \times K \times h \times w}`, tags
 Paper and code. The maps are compared raw, as logits, and nothing is detached. The mean counts the
 zeros of absent classes, so the term grows with the number of tags (``compare: mask``); the code
 can also average the tagged classes alone (``select``), or all of them (``none``). The weight is 4
-in the paper and 1 in the code's default: we take 4, and .5 for crops under 320 pixels. The code needs full batches; ours takes any.
+in the paper and 1 in the code's default: we take 4, and .5 for crops under 320 pixels. The code
+needs full batches; ours takes any.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ from weakseg.config import Frozen
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.mixing import Scene, build_mix, mixes, present, settle_mix
 from weakseg.networks.backbone import MakeBackbone
-from weakseg.networks.decoder import DeepLabDecoder, enlarged
+from weakseg.networks.decoder import DeepLabDecoder, upsampled
 from weakseg.networks.heads import CAMHead
 from weakseg.ops import gate, normalise_max, pamr, self_correlation
 from weakseg.ops.confusion import IGNORE
@@ -244,7 +244,7 @@ class RecurSeed(Method):
             return Maps(cams, kind="logit", logits=cams.mean((2, 3)))
         padded = self.decoder.padded(images)
         levels = self.backbone(padded)
-        found = enlarged(self.decoder.decode(padded, levels), padded, images).softmax(1)
+        found = upsampled(self.decoder.decode(padded, levels), padded, images).softmax(1)
         logits = self.head(levels[-1]).mean((2, 3))
         return Maps(found[:, 1:], kind="probability", background=found[:, :1], logits=logits)
 

@@ -16,9 +16,8 @@ certainty filter (the class where its probability exceeds :math:`\delta_f`, 0 wh
     M_{seg}^{mix} = F_i M_{ep}^i + (1 - F_i) S_j
 
 with j uniform among the other images, and :math:`S_j` the labels that the batch came with; other
-maps follow the same F. All confident foreground is
-pasted, hard. An image without any comes back as its partner. A batch of one has no partner and
-stays as it was, its labels too.
+maps follow the same F. All confident foreground is pasted, hard. An image without any comes back
+as its partner. A batch of one has no partner and stays as it was, its labels too.
 
 Paper and code. Only helpers are public, no training code. *Our default departs from the talk*,
 where the image below has :math:`M_{ep}^j` as its labels too (``below: predicted``): in short

@@ -1,7 +1,7 @@
 """Backbones behind one contract: named levels with stated stride, channels and dilation.
 
-They are timm's networks by their names there, torchvision's (``networks/vision.py``), and a few of
-our own that timm lacks. Vision transformers give maps of their patch tokens (``networks/tokens.py``).
+They are timm's networks by their names there, torchvision's (``networks/vision.py``), and resnet38,
+which timm lacks. Vision transformers give maps of their patch tokens (``networks/tokens.py``).
 
 Four silent differences between timm and the papers are settled here: ``output_stride`` dilates in
 timm while the papers only remove the stride; timm's first ResNet feature lies before the max-pool
@@ -219,7 +219,7 @@ def _explain(spec: BackboneSpec, error: Exception) -> UserError:
         return UserError(
             f"the weights do not fit {spec.name}: {reason}",
             where=spec.weights,
-            mend="give the file of exactly this timm network, or name the network it belongs to",
+            mend="give the file of exactly this network, or name the network it belongs to",
         )
     if spec.pretrained:
         return UserError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weakseg.errors import UserError
 from weakseg.networks.backbone import Backbone, Level
 
-__all__ = ["DeepLabDecoder", "DeepLabV3Plus", "enlarged"]
+__all__ = ["DeepLabDecoder", "DeepLabV3Plus", "upsampled"]
 
 
 class DeepLabDecoder(nn.Module):
@@ -99,10 +99,10 @@ class DeepLabV3Plus(DeepLabDecoder):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_outputs, H, W) of normalised images (B, 3, H, W) of any size."""
         padded = self.padded(images)
-        return enlarged(self.decode(padded, self.backbone(padded)), padded, images)
+        return upsampled(self.decode(padded, self.backbone(padded)), padded, images)
 
 
-def enlarged(coarse: Tensor, padded: Tensor, images: Tensor) -> Tensor:
+def upsampled(coarse: Tensor, padded: Tensor, images: Tensor) -> Tensor:
     """Maps of padded images at the size of the images themselves."""
     maps = F.interpolate(coarse.float(), padded.shape[-2:], mode="bilinear", align_corners=False)
     return maps[..., : images.shape[-2], : images.shape[-1]]

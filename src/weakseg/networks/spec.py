@@ -47,7 +47,8 @@ class BackboneSpec(Frozen):
         None, description="RGB std; null = that of the weights"
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="more arguments for timm.create_model"
+        default_factory=dict,
+        description="more arguments of the network, as timm, torchvision or resnet38 take them",
     )
 
     @model_validator(mode="before")

@@ -2,9 +2,9 @@
 
 The networks are timm's ``VisionTransformer`` and its DeiT descendants (Dosovitskiy et al., ICLR
 2021; Touvron et al., ICML 2021), and those whose patches are cut from the map of a convolutional
-stem. Each patch of p x p pixels is a token of D numbers, and all
-tokens pass through L blocks of attention; prefix tokens (class, distillation, registers) go with
-them and stand for no place. Written back to their places, the patch tokens are a map of stride p.
+stem. Each patch of p x p pixels is a token of D numbers, and all tokens pass through L blocks of
+attention; prefix tokens (class, distillation, registers) go with them and stand for no place.
+Written back to their places, the patch tokens are a map of stride p.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ __all__ = [
 Criterion = Literal["cross-entropy", "expected-iou", "evidence", "variance"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
-
 _STEPS = 100  # of thresholds, where colours are compared
 _LEAST, _MOST = 0.05, 0.75  # the lowest and the highest of them
 

@@ -25,7 +25,6 @@ __all__ = ["ahead", "device_words", "groups_of_one_size", "pick_device", "read_g
 T = TypeVar("T")
 R = TypeVar("R")
 
-
 _GROUP_PIXELS = 4_000_000  # of a group at its largest scale: keeps a photo of 12 megapixels alone
 
 

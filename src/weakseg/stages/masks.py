@@ -42,7 +42,7 @@ __all__ = [
     "masks_inputs",
     "rule_settings",
     "score",
-    "training_inputs",
+    "mask_files_inputs",
 ]
 
 CORRECTED = "corrected"
@@ -196,8 +196,8 @@ def mask_files(run: RunFolder, images: Collection) -> list[Path]:
     return [(run.path / CORRECTED if s.id in corrected else made) / f"{s.id}.png" for s in images]
 
 
-def training_inputs(run: RunFolder, images: Collection) -> str | None:
-    """Like :func:`masks_inputs`, and the corrected masks of these images."""
+def mask_files_inputs(run: RunFolder, images: Collection) -> str | None:
+    """What a training on :func:`mask_files` depends on: the masks, and the corrected ones of these images."""
     made = masks_inputs(run)
     corrected = [run.path / CORRECTED / f"{i}.png" for i in corrected_ids(run, images)]
     if made is None or not corrected:

@@ -29,13 +29,13 @@ from weakseg.networks.spec import BackboneSpec, Projection
 from weakseg.recipe import Recipe
 from weakseg.registry import suggest
 
-__all__ = ["Mapping", "map_outputs", "project", "projected_inputs", "with_classifier"]
+__all__ = ["OutputMapping", "map_outputs", "project", "projected_inputs", "with_classifier"]
 
 _WHERE = "method.classifier_classes"
 _IMAGENET = 1000
 
 
-class Mapping(NamedTuple):
+class OutputMapping(NamedTuple):
     """For each class the outputs that stand for it, and how that was found, in words."""
 
     outputs: tuple[tuple[int, ...], ...]
@@ -164,7 +164,7 @@ def map_outputs(
     count: int,
     given: Path | Sequence[str] | dict[str, Any] | None,
     labels: Sequence[Sequence[str]] = (),
-) -> Mapping:
+) -> OutputMapping:
     """Which outputs of a classifier stand for which class.
 
     Args:
@@ -199,7 +199,7 @@ def map_outputs(
             return _named(classes, labels, "by the names in the weights")
     if count == len(classes):
         first = ", ".join(classes[:3]) + (", ..." if count > 3 else "")
-        return Mapping(tuple((i,) for i in range(count)), f"in order ({first})")
+        return OutputMapping(tuple((i,) for i in range(count)), f"in order ({first})")
     if count == _IMAGENET:
         return _named(classes, _imagenet(count), "by ImageNet's names")
     raise UserError(
@@ -227,13 +227,13 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _named(classes: Sequence[str], labels: Sequence[Sequence[str]], how: str) -> Mapping:
+def _named(classes: Sequence[str], labels: Sequence[Sequence[str]], how: str) -> OutputMapping:
     return _by_names({name: [name] for name in classes}, labels, len(labels), how)
 
 
 def _mapped(
     classes: Sequence[str], count: int, given: dict[str, Any], labels: Sequence[Sequence[str]]
-) -> Mapping:
+) -> OutputMapping:
     wrong = [name for name in classes if not _listed(given.get(name, []))]
     unknown = [name for name in given if name not in classes]
     if wrong or unknown:
@@ -251,7 +251,7 @@ def _mapped(
 
 def _by_names(
     wanted: dict[str, list[Any]], labels: Sequence[Sequence[str]], count: int, how: str
-) -> Mapping:
+) -> OutputMapping:
     names = _Names(labels)
     outputs, missing, several = [], [], []
     for outputs_of in wanted.values():
@@ -275,7 +275,7 @@ def _by_names(
             if several or not labels
             else f"{suggest(_plain(missing[0]), names.found)}; or give class: outputs",
         )
-    return Mapping(tuple(outputs), how)
+    return OutputMapping(tuple(outputs), how)
 
 
 def _few(names: Sequence[str]) -> str:

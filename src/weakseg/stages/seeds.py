@@ -30,8 +30,6 @@ from weakseg.registry import suggest
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 
-_LEAST = 1e-6
-
 __all__ = [
     "check_settings",
     "classification_f1",
@@ -41,7 +39,7 @@ __all__ = [
     "seeds",
 ]
 
-
+_LEAST = 1e-6  # of a pixel's probability: less is nothing, and is not divided by
 _GIVEN = {"given", "given_format"}
 
 
@@ -129,7 +127,7 @@ def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, fo
 
 
 def scores_path(folder: Path, sample_id: str) -> Path:
-    """File of one image's scores in a folder of seeds."""
+    """File of one image's scores in a folder of score files: the seeds', or a step's of refinement."""
     return folder / f"{sample_id}.npz"
 
 

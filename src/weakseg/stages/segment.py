@@ -14,7 +14,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.masks import corrected_ids, edited_in_place, mask_files, training_inputs
+from weakseg.stages.masks import corrected_ids, edited_in_place, mask_files, mask_files_inputs
 from weakseg.stages.train import (
     augment_for,
     launched,
@@ -43,7 +43,7 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         "segment",
         {
             "seed": recipe.seed,
-            "masks": training_inputs(run, images),
+            "masks": mask_files_inputs(run, images),
             "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
             "segmenter": _settings(recipe),
             "train": without_pace(recipe.segmenter.train),

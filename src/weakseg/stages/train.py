@@ -37,7 +37,6 @@ from weakseg.training.fit import Placement, TrainingResult, fit
 __all__ = [
     "PACE",
     "augment_for",
-    "inputs",
     "launched",
     "origin",
     "placement",
@@ -47,6 +46,7 @@ __all__ = [
     "start_backbone",
     "start_from",
     "train",
+    "train_inputs",
     "without_pace",
 ]
 
@@ -62,7 +62,7 @@ def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """
     images = collection.split(*recipe.data.train)
     given = projected_inputs(recipe, images)
-    stage = run.stage("train", given or inputs(recipe, images), seed=recipe.seed)
+    stage = run.stage("train", given or train_inputs(recipe, images), seed=recipe.seed)
     if stage.finished:
         return stage
     if given is None and stage.previous is not None and stage.previous.status == "done":
@@ -75,7 +75,7 @@ def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
-def inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
+def train_inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
     """Everything that decides the result of the stage."""
     return {
         "seed": recipe.seed,

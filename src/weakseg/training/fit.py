@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import logging
 import os
 import signal
@@ -33,7 +34,14 @@ _CHECKPOINT = "last.ckpt"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a training runs."""
+    """Where a training runs: the recipe's ``runtime`` section.
+
+    Attributes:
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        devices: Processes on each machine.
+        nodes: Machines.
+        workers: Loader processes of each; ``None`` = by the number of cores.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
@@ -124,11 +132,8 @@ def _train(
     seed: int,
     title: str,
 ) -> None:
-    config, start, world = (
-        module.train_config,
-        module.steps_done,
-        placement.devices * placement.nodes,
-    )
+    config, start = module.train_config, module.steps_done
+    world = placement.devices * placement.nodes
     trainer = L.Trainer(
         max_epochs=1,
         accelerator=placement.accelerator,
@@ -178,13 +183,8 @@ class _StepLoader(L.LightningDataModule):
         self, data: TrainingImages, module: TrainingModule, workers: int, seed: int, world: int
     ) -> None:
         super().__init__()
-        self.data, self.module, self.workers, self.seed, self.world = (
-            data,
-            module,
-            workers,
-            seed,
-            world,
-        )
+        self.data, self.module = data, module
+        self.workers, self.seed, self.world = workers, seed, world
 
     def train_dataloader(self) -> DataLoader:
         module = self.module
@@ -266,8 +266,6 @@ class _Show(Callback):
 
 def read_losses(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The logged terms of a training as (step, value) lists; a later start overrules an earlier."""
-    import csv
-
     rows: dict[int, dict[str, str]] = {}
     for file in sorted((folder / "logs").glob("from-*/metrics.csv")):
         start = int(file.parent.name.removeprefix("from-"))
