@@ -22,9 +22,9 @@ import torch
 from judge import judge
 from rows import append, commit, device
 
+from weakseg.data.drawing import VERSION
 from weakseg.data.images import read_image
 from weakseg.data.samples import Collection
-from weakseg.data.shapes import VERSION
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating
 from weakseg.mixing import mixes

@@ -26,8 +26,8 @@ from rows import append, commit, device
 from safetensors.torch import load_file
 
 from methods import VARIANTS, folder_of, recipe_of
+from weakseg.data.drawing import VERSION
 from weakseg.data.samples import Collection
-from weakseg.data.shapes import VERSION
 from weakseg.export.model import load
 from weakseg.inference import Predictor
 from weakseg.pipeline import run_recipe

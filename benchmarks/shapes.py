@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from rows import append, commit, device
 
+from weakseg.data.drawing import CLASSES, VERSION, draw
 from weakseg.data.samples import Collection
 from weakseg.data.scorefile import read_scores
-from weakseg.data.shapes import CLASSES, VERSION, draw
 from weakseg.export.model import load
 from weakseg.ops import metrics
 from weakseg.pipeline import run_recipe

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from weakseg.data.drawing import CLASSES, GROUPS, Drawing, checksum, draw, ground_of
 from weakseg.data.images import read_image, read_mask
-from weakseg.data.shapes import CLASSES, GROUPS, Drawing, checksum, draw, ground_of, shapes
+from weakseg.data.shapes import shapes
 from weakseg.data.sources import sources
 from weakseg.errors import UserError
 
@@ -35,7 +36,7 @@ def test_pixels_never_change() -> None:
 
 
 def test_another_process_draws_the_same() -> None:
-    code = "from weakseg.data.shapes import checksum; print(checksum(2, 48, 7))"
+    code = "from weakseg.data.drawing import checksum; print(checksum(2, 48, 7))"
     env = {**os.environ, "PYTHONHASHSEED": "123"}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert out.stdout.strip() == checksum(2, 48, 7)

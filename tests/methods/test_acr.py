@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weakseg.config import Frozen
-from weakseg.data.shapes import draw
+from weakseg.data.drawing import draw
 from weakseg.errors import UserError
 from weakseg.export.model import initialise
 from weakseg.methods import Batch, Classifier, Maps, Method, build, resolve

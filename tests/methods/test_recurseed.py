@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weakseg.data.shapes import CLASSES, draw
+from weakseg.data.drawing import CLASSES, draw
 from weakseg.errors import UserError
 from weakseg.methods import Batch, build, needs_segmenter, resolve
 from weakseg.methods.recurseed import RecurSeed

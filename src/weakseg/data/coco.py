@@ -14,17 +14,11 @@ covers is 255 (unsure). Masks that others drew in the order of the file differ (
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import mmap
-import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +26,7 @@ import numpy as np
 
 from weakseg.console import track
 from weakseg.data.check_tags import MOST_CLASSES
+from weakseg.data.cocofile import FORMAT, Faults, InstancesFile, read_instances
 from weakseg.data.images import image_size, write_mask
 from weakseg.data.outlines import fill_polygons, read_runs
 from weakseg.data.samples import Box, Collection, Sample
@@ -65,15 +60,12 @@ __all__ = ["coco"]
 _VERSION = "coco-masks-v1"  # changes when a pixel changes
 _UNSURE = 255
 _MOST_PIXELS = 2**28
-_SHOWN = 6
 _YEARS = ("2014", "2017", "")
 _CHOICES = {
     "crowd": ("unsure", "object", "background"),
     "crowd_tags": (True, False),
     "overlap": ("smaller-on-top", "drawing-order"),
 }
-_AGAIN = "download or export the file again"
-_FORMAT = "give an instances file: an object with the lists images, annotations and categories"
 
 
 @sources.register("coco")
@@ -113,7 +105,7 @@ def coco(
     names, notes = class_list(classes, path)
     drawn = masks is not None and str(masks) == "coco"
     files = _annotation_files(path, labels, chosen["annotations"], notes)
-    tables = {split: _read(file) for split, file in files.items()}
+    tables = {split: read_instances(file) for split, file in files.items()}
     known, ids = _categories(tables.values(), names, notes)
     skip = locate(masks, path, where="masks") if masks is not None and not drawn else None
     found = _Images(path, scan(path, skip=skip))
@@ -171,7 +163,7 @@ def _located(file: str | Path, root: Path) -> Path:
     inside = root / "annotations" / file
     found = inside if inside.is_file() else locate(file, root, where="labels")
     if not found.is_file():
-        raise UserError("this is a folder, not a JSON file", where=found, mend=_FORMAT)
+        raise UserError("this is a folder, not a JSON file", where=found, mend=FORMAT)
     return found
 
 
@@ -206,208 +198,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@dataclass
-class _Faults:
-    """Collects what is wrong with a file, to report all of it at once."""
-
-    where: Path
-    found: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, what: str, item: object) -> None:
-        self.found.setdefault(what, []).append(f"{item!r:.60}")
-
-    def check(self, mend: str = _AGAIN) -> None:
-        if not self.found:
-            return
-        lines = ["the file cannot be used:"]
-        for what, items in islice(self.found.items(), _SHOWN):
-            lines.append(f"    {len(items):,} × {what}, such as {', '.join(items[:3])}")
-        if len(self.found) > _SHOWN:
-            lines.append(f"    and {len(self.found) - _SHOWN} other problems")
-        raise UserError("\n".join(lines), where=self.where, mend=mend)
-
-
-@dataclass
-class _Table:
-    """One instances file, less the outlines: of each, only its place in the text is kept.
-
-    The outlines are nearly all of such a file, and as Python lists they would need eight times the
-    file's size.
-    """
-
-    path: Path
-    text: str
-    images: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    categories: dict[int, str] = field(default_factory=dict)
-    image: list[Any] = field(default_factory=list)
-    category: array[int] = field(default_factory=lambda: array("q"))
-    crowd: bytearray = field(default_factory=bytearray)
-    box: array[float] = field(default_factory=lambda: array("d"))
-    place: array[int] = field(default_factory=lambda: array("q"))
-
-    def outline(self, index: int) -> Any:
-        """The segmentation of an annotation as the file spells it; None where it has none."""
-        return _DECODER.raw_decode(self.text, self.place[index])[0].get("segmentation")
-
-
-_DECODER = json.JSONDecoder()
-_SPACE = re.compile(r"[ \t\n\r]*")
-# An object without objects in it and without escapes, and its polygons: nine tenths of the numbers
-# of a file, which need not be read to know the tags.
-_FLAT = re.compile(r'\{[^{}"]*+(?:"[^{}"\\]*+"[^{}"]*+)*+\}')
-_POLYGONS = re.compile(r'"segmentation"\s*:\s*\[[-+0-9.eE,\s\[\]]*\]')
-
-
-def _read(path: Path) -> _Table:
-    try:
-        text = _text(path)
-        table = _Table(path, text.removeprefix("\ufeff"))
-        faults = _Faults(path)
-        _walk(table, faults)
-    except (ValueError, RecursionError, MemoryError) as error:
-        detail = str(error) or type(error).__name__
-        raise UserError(f"this is not readable JSON ({detail})", where=path, mend=_AGAIN) from None
-    faults.check()
-    if not table.images or not table.categories:
-        missing = "images" if not table.images else "categories"
-        raise UserError(f"the file lists no {missing}", where=path, mend=_FORMAT)
-    return table
-
-
-def _text(path: Path) -> str:
-    """The file's text; mapped while it is read, so that it takes memory once."""
-    with path.open("rb") as file:
-        if not file.seek(0, 2):
-            return ""
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return str(content, "utf-8")
-
-
-def _walk(table: _Table, faults: _Faults) -> None:
-    """Reads the outer object element by element."""
-    text = table.text
-    readers: dict[str, Callable[[_Table, _Faults, Any, int], None]] = {
-        "images": _take_image,
-        "annotations": _take_annotation,
-        "categories": _take_category,
-    }
-    at = _skip(text, 0)
-    if text[at : at + 1] != "{":
-        listed = text[at : at + 1] == "["
-        raise UserError(
-            f"the file holds {'a list' if listed else 'no JSON object'}",
-            where=table.path,
-            mend=_FORMAT + (" (a list may be COCO results)" if listed else ""),
-        )
-    at = _skip(text, at + 1)
-    while text[at : at + 1] != "}":
-        key, at = _DECODER.raw_decode(text, at)
-        if not isinstance(key, str):
-            raise ValueError(f"a key expected before character {at:,}")
-        at = _skip(text, _expect(text, at, ":"))
-        take = readers.get(key)
-        if take is not None and text[at : at + 1] == "[":
-            at = _each(text, at, partial(take, table, faults))
-        else:
-            _, at = _DECODER.raw_decode(text, at)
-        at = _skip(text, at)
-        if text[at : at + 1] != "}":
-            at = _skip(text, _expect(text, at, ","))
-
-
-def _each(text: str, at: int, take: Callable[[Any, int], None]) -> int:
-    """Hands each element of the array at ``at`` over, with its place; returns the array's end."""
-    at = _skip(text, at + 1)
-    while text[at : at + 1] != "]":
-        element, end = _element(text, at)
-        take(element, at)
-        at = _skip(text, end)
-        if text[at : at + 1] != "]":
-            at = _skip(text, _expect(text, at, ","))
-    return at + 1
-
-
-def _element(text: str, at: int) -> tuple[Any, int]:
-    """The element at ``at``, its polygons left out where that is simple, and its end."""
-    flat = _FLAT.match(text, at)
-    if flat is not None:
-        with contextlib.suppress(ValueError):
-            return json.loads(_POLYGONS.sub('"segmentation":0', flat[0], count=1)), flat.end()
-    return _DECODER.raw_decode(text, at)
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-def _expect(text: str, at: int, mark: str) -> int:
-    at = _skip(text, at)
-    if text[at : at + 1] != mark:
-        raise ValueError(f"'{mark}' expected at character {at:,}")
-    return at + 1
-
-
-def _take_image(table: _Table, faults: _Faults, entry: Any, _: int) -> None:
-    if not isinstance(entry, dict) or not _is_key(entry.get("id")):
-        faults.add("image without an id", entry)
-    elif not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip():
-        faults.add("image without a file_name", entry["id"])
-    elif entry["id"] in table.images:
-        faults.add("image id that stands twice", entry["id"])
-    else:
-        kept = ("file_name", "height", "width")
-        table.images[entry["id"]] = {key: entry.get(key) for key in kept}
-
-
-def _take_category(table: _Table, faults: _Faults, entry: Any, _: int) -> None:
-    key, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-    if type(key) is not int or abs(key) >= 2**63:
-        faults.add("category whose id is no whole number", entry)
-    elif not isinstance(name, str) or not tidy(name):
-        faults.add("category without a name", key)
-    elif key in table.categories or tidy(name) in table.categories.values():
-        faults.add("category id or name that stands twice", f"{key}: {name}")
-    else:
-        table.categories[key] = tidy(name)
-
-
-def _take_annotation(table: _Table, faults: _Faults, entry: Any, start: int) -> None:
-    if not isinstance(entry, dict) or not _is_key(entry.get("image_id")):
-        faults.add("annotation without an image_id", entry)
-        return
-    shown = entry.get("id", len(table.image))
-    category = entry.get("category_id")
-    box = entry.get("bbox") or [0, 0, 0, 0]
-    if type(category) is not int or abs(category) >= 2**63:
-        faults.add("annotation whose category_id is no whole number", shown)
-    elif entry.get("iscrowd") not in (0, 1, None):
-        faults.add("annotation whose iscrowd is neither 0 nor 1", shown)
-    elif not _is_box(box):
-        faults.add("annotation whose bbox is not four numbers", shown)
-    else:
-        table.image.append(entry["image_id"])
-        table.category.append(category)
-        table.crowd.append(bool(entry.get("iscrowd")))
-        table.box.extend(box)
-        table.place.append(start)
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _is_box(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 4:
-        return False
-    return all(type(n) in (int, float) and abs(n) < 1e9 for n in value)
-
-
 # --- classes --------------------------------------------------------------------------------
 
 
 def _categories(
-    tables: Iterable[_Table], names: tuple[str, ...] | None, notes: list[str]
+    tables: Iterable[InstancesFile], names: tuple[str, ...] | None, notes: list[str]
 ) -> tuple[tuple[str, ...], dict[int, int]]:
     """Class names, and category id -> class id (1 to K); others have none."""
     merged: dict[int, str] = {}
@@ -434,7 +229,7 @@ def _categories(
     known = tuple(names or by_id)
     require_plain_names(known, "categories")
     if not known:
-        raise UserError("the files name no class", where="categories", mend=_FORMAT)
+        raise UserError("the files name no class", where="categories", mend=FORMAT)
     column = {name: k for k, name in enumerate(known, start=1)}
     aside = len(by_id) - len(known)
     if aside:
@@ -458,7 +253,7 @@ class _Entry:
     """One image of one file and the indices of its annotations."""
 
     split: str
-    table: _Table
+    table: InstancesFile
     relative: str
     exists: bool
     size: tuple[Any, Any]
@@ -499,8 +294,8 @@ class _Images:
         yield "images/"
 
 
-def _entries(split: str, table: _Table, found: _Images) -> list[_Entry]:
-    faults = _Faults(table.path)
+def _entries(split: str, table: InstancesFile, found: _Images) -> list[_Entry]:
+    faults = Faults(table.path)
     entries: dict[Any, _Entry] = {}
     for key, image in table.images.items():
         name = tidy(image["file_name"])
@@ -661,13 +456,13 @@ def _draw_all(
             return str(error)
         return None
 
-    faults: dict[Path, _Faults] = {}
+    faults: dict[Path, Faults] = {}
     with ThreadPoolExecutor() as pool:
         results = track(pool.map(one, wanted), "COCO masks", len(wanted))
         for key, what in zip(wanted, results, strict=True):
             if what is not None:
                 path = by_id[key].table.path
-                faults.setdefault(path, _Faults(path)).add(what, key)
+                faults.setdefault(path, Faults(path)).add(what, key)
     for found in faults.values():
         found.check("export the file again, or leave masks out: they only evaluate")
 

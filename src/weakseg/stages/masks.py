@@ -38,11 +38,11 @@ __all__ = [
     "edited_in_place",
     "label",
     "mask_files",
+    "mask_files_inputs",
     "masks",
     "masks_inputs",
     "rule_settings",
     "score",
-    "mask_files_inputs",
 ]
 
 CORRECTED = "corrected"
