@@ -4,10 +4,10 @@
 
 The demo's network is first trained as a CAM for 496 steps (once per seed, shared by all), then each
 variant trains on from there for 310 steps, CAM included, with frozen BatchNorm; mctformer and acr+vit
-go on from an MCTformer of as many steps on a small transformer from scratch. Seeds are made on
-the 500 training images, on which defaults were chosen, and on 500 of another seed of the generator. ``equivariance`` is the mean difference between a map and the map of the
-half-sized image, both min-max-normalised, over tagged maps. Interrupted runs go on. gallery.py
-draws pictures from them.
+go on from an MCTformer of as many steps on a small transformer from scratch. Seeds are made on the
+500 training images, on which defaults were chosen, and on 500 of another seed of the generator.
+``equivariance`` is the mean difference between a map and the map of the half-sized image, both
+min-max-normalised, over tagged maps. Interrupted runs go on. gallery.py draws pictures from them.
 """
 
 from __future__ import annotations

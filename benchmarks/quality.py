@@ -7,8 +7,8 @@ The ``cpu`` budget is that of docs/architecture.md: resnet18, crop 192, batch 16
 10,000 image steps, made once per seed and shared by all methods, then 6,000 image steps of the
 method; seeds at scales {1, 0.5} + flip on images of at most 256 px; a segmenter of 6,000 image
 steps. With --refine, chains of steps are run on the seeds of such a run instead (``none`` leaves the
-seeds as they are), and masks are made of their scores, without a segmenter. Interrupted runs go on. Masks of the subset are opened by
-the evaluation alone.
+seeds as they are), and masks are made of their scores, without a segmenter. Interrupted runs go on.
+Masks of the subset are opened by the evaluation alone.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _rows(
     common = {
         "data": "VOC subset",
         "method": args.method,
-        "variant": args.variant,
+        "variant": args.variant or "+".join(recipe.steps),
         "backbone": recipe.backbone.name,
         "crop": recipe.train.crop,
         "batch": recipe.train.batch,
@@ -201,7 +201,6 @@ def _rows(
         "command": "benchmarks/quality.py " + _portable(args),
     }
     last = {"seed": "seeds", "mask": "masks", "segmenter": "predict"}
-    common["variant"] = args.variant or "+".join(recipe.steps)
     rows = []
     for row in found:
         if row["split"] not in _lists(args):

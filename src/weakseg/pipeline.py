@@ -88,10 +88,10 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     Raises:
         UserError: Whatever the user can mend. What is done stays done.
     """
-    recipe = checked(recipe)
+    recipe = checked(recipe)  # what would fail after hours fails now, before any data is touched
     run = RunFolder(folder)
     collection = collect(recipe.data)
-    box_source(recipe, collection)  # so is what the data must have
+    box_source(recipe, collection)  # refuses boxes that the data do not have
     _say_changes(run, recipe)
     if recipe.idle_settings:
         console.print(f"  without effect: {escape(', '.join(recipe.idle_settings))}")

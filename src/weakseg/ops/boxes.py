@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weakseg.ops.checks import require_maps
+from weakseg.ops.checks import require_maps, require_tensor
 
 __all__ = [
     "BoxAccuracy",
@@ -307,11 +307,7 @@ def _component_boxes(scores: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _array(score_map: Tensor) -> np.ndarray:
-    if not isinstance(score_map, Tensor):
-        raise TypeError(
-            f"a score map must be a torch.Tensor, not {type(score_map).__name__}; "
-            "pass torch.from_numpy(array)"
-        )
+    require_tensor("a score map", score_map)
     if score_map.ndim != 2 or score_map.numel() == 0:
         raise ValueError(
             f"a score map must have shape (h, w), not {tuple(score_map.shape)}; "

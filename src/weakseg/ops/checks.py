@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["require_batch", "require_image", "require_maps"]
+__all__ = ["require_batch", "require_image", "require_maps", "require_tensor"]
 
 
 def require_maps(name: str, maps: Tensor, shape: str = "B, K, h, w") -> None:
@@ -19,7 +19,7 @@ def require_maps(name: str, maps: Tensor, shape: str = "B, K, h, w") -> None:
         maps: What was passed.
         shape: What the four dimensions mean, for the message.
     """
-    _require_tensor(name, maps)
+    require_tensor(name, maps)
     if maps.ndim != 4:
         hint = f"; add the batch with {name}[None]" if maps.ndim == 3 else ""
         raise ValueError(f"{name} must have shape ({shape}), not {tuple(maps.shape)}{hint}")
@@ -38,7 +38,7 @@ def require_image(image: Tensor, dtype: str = "float") -> None:
         image: What was passed.
         dtype: ``float`` for any floating-point type in [0, 1], ``uint8`` for 0 .. 255.
     """
-    _require_tensor("image", image)
+    require_tensor("image", image)
     if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape[-2:]:
         hint = ""
         if image.ndim == 3:
@@ -68,7 +68,8 @@ def require_batch(name: str, tensor: Tensor, like: Tensor, like_name: str) -> No
         )
 
 
-def _require_tensor(name: str, value: object) -> None:
+def require_tensor(name: str, value: object) -> None:
+    """Refuses what is not a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} must be a torch.Tensor, not {type(value).__name__}; "

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weakseg.ops.checks import require_batch, require_image, require_maps
+from weakseg.ops.checks import require_batch, require_image, require_maps, require_tensor
 from weakseg.ops.permutohedral import LANES, Lattice, blurred, build_lattice
 from weakseg.ops.threads import Split, bounds, jit, splitter
 
@@ -406,11 +406,7 @@ def _threads(image: Tensor) -> int:
 
 
 def _require_labels(image: Tensor, labels: Tensor, num_classes: int, ignore: int) -> None:
-    if not isinstance(labels, Tensor):
-        raise TypeError(
-            f"labels must be a torch.Tensor, not {type(labels).__name__}; "
-            "wrap an array with torch.from_numpy"
-        )
+    require_tensor("labels", labels)
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise TypeError(
             f"labels must be class ids of an integer type, not {labels.dtype}; pass labels.long()"

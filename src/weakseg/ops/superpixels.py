@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weakseg.ops.checks import require_maps
+from weakseg.ops.checks import require_maps, require_tensor
 
 __all__ = ["majority_vote", "superpixels"]
 
@@ -115,11 +115,7 @@ def majority_vote(
 
 
 def _integers(name: str, values: Tensor) -> Tensor:
-    if not isinstance(values, Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, not {type(values).__name__}; "
-            "pass torch.from_numpy(array)"
-        )
+    require_tensor(name, values)
     if values.dtype == torch.bool or values.is_floating_point():
         raise TypeError(f"{name} must hold integers, not {values.dtype}; pass {name}.long()")
     if values.ndim != 3:
