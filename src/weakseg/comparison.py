@@ -99,8 +99,9 @@ def compare(
     def comparison() -> Comparison:
         order = [rival.label for rival in rivals]
         ordered = sorted(entries, key=lambda e: (order.index(e.label), e.seed))
-        equal = "time" if equal_time else "steps"
-        return Comparison(tuple(ordered), collection, planned, equal, command)
+        return Comparison(
+            tuple(ordered), collection, planned, "time" if equal_time else "steps", command
+        )
 
     rounds = [(recipe.seed + i, rival) for i in range(seeds) for rival in rivals]
     for number, (seed, rival) in enumerate(rounds, start=1):
