@@ -77,6 +77,8 @@ RULES = (
 )
 VIT = ("mctformer", "acr+vit")
 SHORTER = "200 steps"
+SINGLE_STAGE = ("recurseed", "recurseed+edgepredictmix")
+"""Their predictions are those of the method's own network."""
 PLAIN = ("", SHORTER, "alpha-0.5")
 """Variants that are neither refined nor from before a default was changed."""
 CHAINS = ("pamr", "scg", "scg + pamr", "affinity", "affinity + crf")
@@ -124,6 +126,8 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "acr-voc": partial(_on_voc, lambda m: m == "acr", cams=("", SHORTER)),
         "acr-trials": _acr_trials,
         "transformers": _on_transformers,
+        "compare-shapes": _compared_on_shapes,
+        "compare-voc": _compared_on_voc,
         "refinement": lambda: [*_refinement(), "", *_refined_shapes()],
         "rules": _rules,
         "rules-by-scores": _rules_by_scores,
@@ -141,6 +145,51 @@ def tables() -> dict[str, Callable[[], list[str]]]:
     for name in mixes:
         found[f"settings {name}"] = partial(_settings, mixes[name].Config)
     return found
+
+
+def _compared_on_shapes() -> list[str]:
+    """What ``weakseg compare`` found on shapes-v1: masks, the model behind them, and the price."""
+    found: dict[str, dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for row in _read("compare.csv"):
+        if row["stage"] == "mask" or (row["stage"], row["split"]) == ("segmenter", "val"):
+            found[row["method"]][row["stage"]][row["seed"]] = row
+    first = next(iter(found), "")
+    lines = [
+        "| method | masks: mIoU | FP | FN | above CAM | model on new images | a training step | seeds |",
+        "|" + "---|" * 8,
+    ]
+    for method, stages in found.items():
+        masks, models = stages["mask"], stages["segmenter"]
+        cells = [_spread([r[key] for r in masks.values()]) for key in ("miou", "fp", "fn")]
+        both = [seed for seed in masks if seed in found[first]["mask"]]
+        above = sum(float(masks[s]["miou"]) > float(found[first]["mask"][s]["miou"]) for s in both)
+        own = any(r["tags"] == "predicted" for r in models.values())
+        model = _spread([r["miou"] for r in models.values()]) + (" †" if own else "")
+        cost = statistics.fmean(float(r["step_cost"]) for r in masks.values())
+        cells += ["" if method == first else f"{above} of {len(both)}", model, f"{cost:.1f}"]
+        lines.append("| " + " | ".join([f"`{method}`", *cells, str(len(masks))]) + " |")
+    return lines
+
+
+def _compared_on_voc() -> list[str]:
+    """The same on photographs: the lists to choose by, then those to report."""
+    found: dict[str, dict[tuple[str, str], dict[str, str]]] = defaultdict(dict)
+    for row in _read("voc.csv"):
+        found[row["method"]][row["stage"], row["list"]] = row
+    lines = [
+        "| method | masks, `tune_320`: mIoU | masks, `report_320`: mIoU | FP | FN | "
+        "model, `tune_320` | model, `val_160` | F1 |",
+        "|" + "---|" * 8,
+    ]
+    for method, rows in found.items():
+        mask, of = rows["mask", "report_320"], [("segmenter", k) for k in ("tune_320", "val_160")]
+        own = " †" if method in SINGLE_STAGE else ""
+        cells = [_spread([rows["mask", "tune_320"]["miou"]])]
+        cells += [_spread([mask[key]]) for key in ("miou", "fp", "fn")]
+        cells += [_spread([rows[key]["miou"]]) + own if key in rows else "" for key in of]
+        cells.append(_spread([mask["f1"]]))
+        lines.append("| " + " | ".join([f"`{method}`", *cells]) + " |")
+    return lines
 
 
 def _name(variant: str) -> str:

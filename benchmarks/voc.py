@@ -14,7 +14,6 @@ with the steps and the segmenter of the budget.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from weakseg.data.samples import Collection
 from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
+from weakseg.stages.evaluate import judge_masks
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "voc.csv"
@@ -79,8 +79,12 @@ def main() -> None:
         for of in LISTS:
             found = judge(_part(images, of), scores)
             _append(args, name, row, of, "mask", found)
-        for of, found in _predictions(args.runs / row.segmenter if row.segmenter else None):
-            _append(args, name, row, of, "segmenter", found)
+        predictions = RunFolder(args.runs / row.segmenter).stage_folder("predict") / "masks"
+        for of in (*LISTS, "val_160") if row.segmenter and predictions.is_dir() else ():
+            part = _part(images, of)
+            found = judge_masks(part.samples, predictions, len(part.classes)).metrics
+            numbers = {"miou": found.miou, "fp": found.fp, "fn": found.fn}
+            _append(args, name, row, of, "segmenter", numbers)
 
 
 def _images() -> Collection:
@@ -92,20 +96,6 @@ def _images() -> Collection:
 def _part(images: Collection, of: str) -> Collection:
     text = (VOC / "ImageSets" / "Segmentation" / f"{of}.txt").read_text(encoding="utf-8")
     return images.only(text.split())
-
-
-def _predictions(run: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    if run is None:
-        return []
-    results = RunFolder(run).stage_folder("evaluate") / "results.json"
-    if not results.is_file():
-        return []
-    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
-    return [
-        (r["split"], r)
-        for r in rows
-        if r["stage"] == "segmenter" and r["split"] in (*LISTS, "val_160")
-    ]
 
 
 def _append(

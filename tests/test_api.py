@@ -60,6 +60,12 @@ def test_a_run_with_other_settings_takes_the_machines_default(machine, tmp_path)
     assert found == load_recipe("default/cpu", sets=["train.steps=8"])
 
 
+def test_the_default_method_takes_settings_without_its_name(machine):
+    machine("cpu")
+    recipe = api.starting_recipe({}, ["method.channels=8"])
+    assert (recipe.method["name"], recipe.method["channels"]) == ("recurseed", 8)
+
+
 def test_any_method_can_be_named_over_the_defaults(machine):
     """Settings that suit one method alone would make every other name an error."""
     from weakseg.methods import methods, resolve

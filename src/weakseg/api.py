@@ -16,6 +16,9 @@ from weakseg.stages.batches import pick_device
 __all__ = ["default_recipe", "run", "starting_recipe"]
 
 
+_DEFAULTS = ("default/cpu", "default/gpu")
+
+
 def default_recipe(accelerator: str = "auto") -> str:
     """Name of the shipped recipe for this machine: what a run starts from that names none.
 
@@ -32,13 +35,14 @@ def starting_recipe(
     A run that was started with another one of the defaults (on another machine, or by an earlier
     version) and the same settings keeps it, so that the same command goes on with it anywhere.
     """
+    defaults = {n: load_recipe(n, overrides=overrides, sets=sets) for n in _DEFAULTS}
     kept = None if out is None else _kept(RunFolder(out).recipe_file)
-    for name in ("default/cpu", "default/gpu", None):
-        candidate = load_recipe(name, overrides=overrides, sets=sets)
-        if kept == candidate:
-            return candidate
-    accelerator = load_recipe(None, overrides=overrides, sets=sets).runtime.accelerator
-    return load_recipe(default_recipe(accelerator), overrides=overrides, sets=sets)
+    candidates = list(defaults.values())
+    with contextlib.suppress(UserError):  # settings of the default method, without its name
+        candidates.append(load_recipe(None, overrides=overrides, sets=sets))
+    if kept in candidates:
+        return candidates[candidates.index(kept)]
+    return defaults[default_recipe(candidates[0].runtime.accelerator)]
 
 
 def _kept(file: Path) -> Recipe | None:

@@ -614,7 +614,7 @@ def _settings(
         )
     over = {"data": data_values(source, labels, masks, classes) | {"untagged": untagged}}
     if recipe is None and out is not None:
-        load_recipe(None, overrides=over, sets=sets)  # mistakes show without torch's import
+        load_recipe("default/cpu", overrides=over, sets=sets)  # mistakes show without torch
         from weakseg.api import starting_recipe
 
         return starting_recipe(over, sets, out)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weakseg.console import track
+from weakseg.console import console, track
 from weakseg.data.images import read_image, write_mask
 from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import ScoreFile, read_scores
@@ -106,6 +106,11 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     scores = run.scores_folder(recipe.steps)
     with stage.working():
         rule = choose_rule(recipe.masks, scores, images)
+        if rule.threshold is None and recipe.masks != MasksConfig(margin=recipe.masks.margin):
+            console.print(
+                "  masks.rule and its thresholds have no effect: the scores have a background of "
+                "their own (RecurSeed: --set seeds.head=cam gives scores without)"
+            )
         write_json(stage.folder / "rule.json", asdict(rule))
         with atomic_path(stage.folder / "classes.txt") as temporary:
             temporary.write_text("".join(f"{name}\n" for name in images.classes), encoding="utf-8")
