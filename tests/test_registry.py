@@ -80,3 +80,39 @@ def test_an_error_while_finding_members_is_not_forgotten(tmp_path: Path, monkeyp
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broken file"):
             list(members)
+
+
+def install(folder: Path, **modules: str) -> None:
+    """Packages as pip would leave them: a module each, and an entry point of its name."""
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}-1.dist-info").mkdir()
+        (folder / f"{name}-1.dist-info/METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (folder / f"{name}-1.dist-info/entry_points.txt").write_text(
+            f"[a_group]\n{name.removeprefix('plugin_')} = {name}\n"
+        )
+
+
+def test_other_packages_declare_members_as_entry_points(tmp_path: Path, monkeypatch):
+    members: Registry[type] = Registry("member", group="a_group")
+    members.register("own")(int)
+    monkeypatch.setitem(sys.modules, "a_registry", members)
+    register = "import sys\nsys.modules['a_registry'].register({!r})({})\n"
+    install(
+        tmp_path,
+        plugin_good=register.format("good", "str"),
+        plugin_broken="raise RuntimeError('no such library')",
+        plugin_own=register.format("own", "str"),
+        plugin_silent="",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "plugin_good" not in sys.modules, "nothing is imported before it is asked for"
+    assert list(members) == ["good", "own"]
+    assert members["own"] is int, "a name that is taken stays whose it was"
+    with pytest.raises(UserError, match="plugin_broken fails with RuntimeError: no such") as caught:
+        members["broken"]
+    assert "uninstall" in (caught.value.mend or "")
+    with pytest.raises(UserError, match="plugin_silent registers no member of that name"):
+        members["silent"]
+    with pytest.raises(UserError, match="unknown member 'other'"):
+        members["other"]

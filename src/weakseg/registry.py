@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from weakseg.errors import UserError
@@ -22,12 +23,16 @@ class Registry(Generic[T]):
         kind: What a member is called in error messages, such as ``"method"``.
         package: Package whose modules are imported before the first look-up, so that
             adding a member means adding one file.
+        group: Entry points of this group, which other installed packages may declare, are
+            imported after them. The name of an entry point is that of the member in it.
     """
 
-    def __init__(self, kind: str, package: str | None = None) -> None:
+    def __init__(self, kind: str, package: str | None = None, group: str | None = None) -> None:
         self.kind = kind
         self._package = package
+        self._group = group
         self._members: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that adds a member under ``name``; a name can be taken only once."""
@@ -45,6 +50,11 @@ class Registry(Generic[T]):
         try:
             return self._members[name]
         except KeyError:
+            if name in self._broken:
+                raise UserError(
+                    f"the {self.kind} {name!r} cannot be used: {self._broken[name]}",
+                    mend="mend that package, or uninstall it",
+                ) from None
             raise UserError(
                 f"unknown {self.kind} {name!r}", mend=suggest(name, self._members)
             ) from None
@@ -58,12 +68,25 @@ class Registry(Generic[T]):
         return iter(sorted(self._members))
 
     def _discover(self) -> None:
-        if self._package is None:
+        if self._package is not None:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._package = None
+        if self._group is not None:
+            group, self._group = self._group, None
+            for point in entry_points(group=group):
+                self._add(point)
+
+    def _add(self, point: EntryPoint) -> None:
+        """Imports a member of another package; a broken one must not stop the others."""
+        try:
+            point.load()
+        except Exception as error:  # whatever that package does while it is imported
+            self._broken[point.name] = f"{point.value} fails with {type(error).__name__}: {error}"
             return
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
-        self._package = None
+        if point.name not in self._members:
+            self._broken[point.name] = f"{point.value} registers no {self.kind} of that name"
 
 
 def suggest(name: str, valid) -> str:

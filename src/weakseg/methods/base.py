@@ -217,8 +217,9 @@ class Classifier(Method):
         return self.classify(batch)[1]
 
 
-methods: Registry[type[Method]] = Registry("method", "weakseg.methods")
-"""All methods by name."""
+methods: Registry[type[Method]] = Registry("method", "weakseg.methods", group="weakseg.methods")
+"""All methods by name: those of this package, and those that installed packages declare as entry
+points of the group ``weakseg.methods``."""
 
 
 def resolve(section: Mapping[str, Any], key: str = "method") -> tuple[type[Method], Frozen]:
