@@ -118,7 +118,8 @@ def _complete(words: list[str]) -> bool:
 
 @pytest.fixture
 def sandbox(sandbox: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """The sandbox; on the page that adds a method, with that method installed."""
+    """The sandbox, with the tables of the clone; where a page needs its own method, with that."""
+    Path("benchmarks").symlink_to(ROOT / "benchmarks", target_is_directory=True)
     block = request.node.callspec.params.get("block")
     if block is None or "hide-and-seek" not in block.text:
         yield sandbox
@@ -131,8 +132,18 @@ def sandbox(sandbox: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_shell(block: Block, sandbox: Path, monkeypatch):
+    if "recipe.yaml" in block.text and not Path("recipe.yaml").exists():
+        recipe_of(block)
     for number, line in enumerate(lines_of(block)):
         run_line(line, f"out-{number}", monkeypatch)
+
+
+def recipe_of(block: Block) -> None:
+    """The ``recipe.yaml`` that a page talks about: its last YAML block above, on the photos."""
+    above = [b for b in YAML if b.page == block.page and b.line < block.line]
+    own = {"data": {"root": str(Path("photos").absolute()), "labels": "../labels.csv"}}
+    values = {**own, **yaml.safe_load(above[-1].text)} if above else own
+    Path("recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
 SENTENCES = {page: found for page in pages() if (found := _in_sentences(page))}
@@ -192,19 +203,28 @@ def parse_script(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] != "python" or not words[1].startswith("benchmarks/"):
         assert listed(line, NOT_OURS), f"neither run nor listed: {line}"
         return
-    script = ROOT / words[1]
+    script, given = ROOT / words[1], words[2:]
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_and_stop(parser: argparse.ArgumentParser, *given: object) -> None:
-        parse(parser, *given)
-        raise SystemExit(0)
+    def parse_and_stop(parser: argparse.ArgumentParser) -> None:
+        parse(parser, given)
+        raise _ParsedError
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-    monkeypatch.setattr(sys, "argv", [str(script), *words[2:]])
-    monkeypatch.syspath_prepend(script.parent)
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(script), run_name="__main__")
-    assert stop.value.code == 0, line
+    before = set(sys.modules)
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.syspath_prepend(script.parent)
+        main = runpy.run_path(str(script))["main"]
+        if given:  # without any there is nothing to go wrong
+            with pytest.raises(_ParsedError):
+                main()
+    for name in set(sys.modules) - before:
+        if str(script.parent) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+class _ParsedError(Exception):
+    """The arguments of a script were taken."""
 
 
 def small(words: list[str], out: str) -> list[str]:
@@ -221,16 +241,21 @@ def small(words: list[str], out: str) -> list[str]:
     if (folder / "recipe.yaml").exists():  # a command on the finished run, which is tiny already
         recipe = load_recipe(folder / "recipe.yaml", sets=given)
         return [command, *rest, *sets(*_small_refining(recipe))]
-    paper = next((w for w in rest if w in set(shipped_recipes()) - {"demo"}), None)
+    shipped = next((w for w in rest if w in set(shipped_recipes()) - {"demo"}), None)
     file = next((w for w in rest if w.endswith((".yaml", ".yml"))), None)
-    recipe = load_recipe("demo" if command == "demo" else paper or file, sets=given)
+    recipe = load_recipe("demo" if command == "demo" else shipped or file, sets=given)
     resolve(recipe.method)  # what the page sets is right by itself, too
     last = ["--out", out] if "--out" in flags and "--out" not in rest else []
-    if paper and "--dry-run" in flags and "--dry-run" not in rest:
+    long = shipped or command == "compare"  # of several networks, or many
+    if long and "--dry-run" in flags and "--dry-run" not in rest:
         last.append("--dry-run")
     network = [*_small_network(recipe), *_small_refining(recipe)]
-    if paper:
+    if command == "compare":
+        network.append("train.crop=64")
+    if shipped:
         network += ["backbone.weights=null", "train.crop=64", "train.batch=4"]
+    if recipe.runtime.devices > 1:  # tests/stages/test_processes.py trains with several
+        network.append("runtime.devices=1")
     return [command, *sets(*_small_settings(recipe)), *rest, *sets(*network), *last]
 
 
@@ -272,14 +297,22 @@ def _small_refining(recipe: Recipe) -> list[str]:
 
 @pytest.fixture
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``weakseg.run`` as a page calls it, with tiny settings behind."""
+    """``weakseg.run`` and ``load_recipe`` as a page calls them, with tiny settings behind."""
     run = weakseg.run
 
     def tiny_run(*args: object, sets: tuple[str, ...] = (), **kwargs: object) -> object:
         network = [f"{key}={value}" for key, value in NETWORK.items()]
         return run(*args, sets=(*TINY, *sets, *network), **kwargs)
 
+    def tiny_recipe(
+        source: object = None, *, sets: tuple[str, ...] = (), **kwargs: object
+    ) -> Recipe:
+        own = _small_settings(load_recipe(source, sets=sets, **kwargs))
+        network = [f"{key}={value}" for key, value in {**NETWORK, "backbone.options": "{}"}.items()]
+        return load_recipe(source, sets=(*own, *sets, *network), **kwargs)
+
     monkeypatch.setitem(weakseg.__dict__, "run", tiny_run)
+    monkeypatch.setitem(weakseg.__dict__, "load_recipe", tiny_recipe)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
@@ -302,7 +335,7 @@ def test_yaml(block: Block):
     resolve(load_recipe(values).method)
 
 
-SECTIONS = re.compile(rf"({'|'.join(Recipe.model_fields)}): \S.*")
+SECTIONS = re.compile(rf"({'|'.join(Recipe.model_fields)}): [\[{{].*")
 """Settings of a recipe in a sentence."""
 
 

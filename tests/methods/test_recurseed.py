@@ -172,6 +172,16 @@ def test_terms_start_when_their_time_has_come(mix: str | None):
     assert set(model.losses(batch, 0.6)) == late
 
 
+@pytest.mark.parametrize("side", [42, 49])
+def test_crops_that_the_stride_does_not_divide_train_too(side: int):
+    model = recurseed(fake=False, teacher=0.9)
+    batch = Batch(torch.randn(2, 3, side, side), tags_of(0, count=2), [""] * 2)
+    terms = model.losses(batch, 0.9)
+    assert set(terms) == set(model.terms)
+    assert all(term.isfinite() for term in terms.values())
+    assert batch.images.shape[-1] == side
+
+
 def test_a_class_without_evidence_is_no_target():
     """Its map is all negative: an empty seed, so nothing is asked of the CAM, nor of the decoder."""
     model = recurseed()

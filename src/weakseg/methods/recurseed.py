@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -200,6 +201,7 @@ class RecurSeed(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Classification; later the decoder's and the CAM's targets; later still mixed images."""
+        batch = replace(batch, images=self.decoder.padded(batch.images))
         c, images, tags = self.config, batch.images, batch.tags
         levels = self.backbone(images)
         cams = self.head(levels[-1])
