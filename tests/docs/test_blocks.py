@@ -21,9 +21,10 @@ import weakseg
 from tests.docs.pages import ROOT, Block, blocks, inline, pages
 from tests.docs.sandbox import NETWORK, TINY, call, sets
 from tests.docs.worked import installed, written
-from weakseg.cli import app
+from weakseg.cli import _settings, app
 from weakseg.methods import resolve
 from weakseg.recipe import Recipe, load_recipe, shipped_recipes
+from weakseg.stages.check import collect
 
 NOT_RUN = {
     "weakseg predict me/birds photos --out masks": "the name of a model on the hub is made up; "
@@ -54,6 +55,8 @@ NOT_A_RECIPE = {
     "sofa: studio couch": "the classes of a given classifier; tests/stages/test_project.py reads such",
 }
 """Lines of YAML blocks that are no recipe, each with the reason."""
+
+PAPERS = set(shipped_recipes()) - {"demo"}
 
 NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "onnx")}
 """What must be installed where a word of a command asks for it."""
@@ -172,9 +175,21 @@ def run_line(line: str, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if words[:1] == ["export"] and "onnx" in words:
         export_onnx(Path(words[words.index("--out") + 1]))
         return
+    if words[0] == "run" and set(words) & PAPERS:
+        start(words)
+        return
     assert call(*small(words, out)) == 0, line
     if words[:1] == ["export"] and "voc" in words:
         correct(Path(words[words.index("--out") + 1]))
+
+
+def start(words: list[str]) -> None:
+    """A recipe of a paper: its settings and the data that it is given. tests/cli plans its run."""
+    given = app.parse_args(words, exit_on_error=False, print_error=False)[1].arguments
+    keys = ("labels", "recipe", "masks", "classes", "untagged")
+    recipe = _settings(given["source"], *map(given.get, keys), given.get("sets", ()))
+    resolve(recipe.method)
+    assert len(collect(recipe.data).split(*recipe.data.train)) > 0
 
 
 def correct(tree: Path) -> None:
@@ -241,19 +256,16 @@ def small(words: list[str], out: str) -> list[str]:
     if (folder / "recipe.yaml").exists():  # a command on the finished run, which is tiny already
         recipe = load_recipe(folder / "recipe.yaml", sets=given)
         return [command, *rest, *sets(*_small_refining(recipe))]
-    shipped = next((w for w in rest if w in set(shipped_recipes()) - {"demo"}), None)
+    shipped = next((w for w in rest if w in PAPERS), None)
     file = next((w for w in rest if w.endswith((".yaml", ".yml"))), None)
     recipe = load_recipe("demo" if command == "demo" else shipped or file, sets=given)
     resolve(recipe.method)  # what the page sets is right by itself, too
     last = ["--out", out] if "--out" in flags and "--out" not in rest else []
-    long = shipped or command == "compare"  # of several networks, or many
-    if long and "--dry-run" in flags and "--dry-run" not in rest:
+    if command == "compare" and "--dry-run" not in rest:  # many runs
         last.append("--dry-run")
     network = [*_small_network(recipe), *_small_refining(recipe)]
     if command == "compare":
         network.append("train.crop=64")
-    if shipped:
-        network += ["backbone.weights=null", "train.crop=64", "train.batch=4"]
     if recipe.runtime.devices > 1:  # tests/stages/test_processes.py trains with several
         network.append("runtime.devices=1")
     return [command, *sets(*_small_settings(recipe)), *rest, *sets(*network), *last]
@@ -271,8 +283,6 @@ def _small_settings(recipe: Recipe) -> list[str]:
 def _small_network(recipe: Recipe) -> list[str]:
     name, network = recipe.method["name"], dict(NETWORK)
     network["backbone.options"] = "{}"
-    if recipe.backbone.name == "resnet38":
-        network |= {"backbone.name": "resnet38", "backbone.options": "{width: 0.0625}"}
     if recipe.segmenter.backbone is not None:
         network["segmenter.backbone"] = "{name: test_resnet, pretrained: false}"
     if recipe.backbone.name.startswith(("deit", "vit")):
