@@ -258,7 +258,8 @@ def small(words: list[str], out: str) -> list[str]:
         return [command, *rest, *sets(*_small_refining(recipe))]
     shipped = next((w for w in rest if w in PAPERS), None)
     file = next((w for w in rest if w.endswith((".yaml", ".yml"))), None)
-    recipe = load_recipe("demo" if command == "demo" else shipped or file, sets=given)
+    usual = {"run": "default/cpu", "demo": "demo"}.get(command)
+    recipe = load_recipe(shipped or file or usual, sets=given)
     resolve(recipe.method)  # what the page sets is right by itself, too
     last = ["--out", out] if "--out" in flags and "--out" not in rest else []
     if command == "compare" and "--dry-run" not in rest:  # many runs
@@ -276,7 +277,7 @@ def _small_settings(recipe: Recipe) -> list[str]:
     if recipe.data.source == "shapes":
         more.append("data.options={train: 24, val: 4, size: 64, seed: 3}")
     if recipe.method["name"].startswith("recurseed"):
-        more += ["method.channels=8", "method.dilations=[1, 2, 3]"]
+        more += ["method.name=recurseed", "method.channels=8", "method.dilations=[1, 2, 3]"]
     return [*TINY, *more]
 
 
