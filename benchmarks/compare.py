@@ -12,7 +12,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from rows import append, commit
+from rows import append, commit, device
 
 import weakseg
 
@@ -35,7 +35,8 @@ def main() -> None:
     weakseg.compare("shapes/compare", METHODS, out=args.out, seeds=args.seeds, command=command)
     with (args.out / "comparison.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    append(RESULTS, [row | {"commit": commit()} for row in rows])
+    came = {"device": device(), "commit": commit()}
+    append(RESULTS, [row | {k: row.get(k) or v for k, v in came.items()} for row in rows])
 
 
 if __name__ == "__main__":

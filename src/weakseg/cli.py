@@ -41,6 +41,9 @@ Sets = Annotated[
 ]
 Untagged = Literal["drop", "negative"] | None
 
+_ON_THE_PAGE = ("seed best (oracle)", "classifier F1", "minutes training")
+"""Columns of a comparison that a terminal has no room for."""
+
 
 @app.command
 def run(
@@ -670,13 +673,17 @@ def _show_comparison(comparison: Comparison, out: Path) -> None:
     from weakseg.report.comparison import summary
 
     lines = summary(comparison)
-    table = Table("method", *lines[0].cells) if lines else Table()
+    titles = [t for t in lines[0].cells if t not in _ON_THE_PAGE] if lines else []
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right")
     for line in lines:
-        cells = [
-            f"[bold]{escape(text)}[/bold]" if column in line.best else escape(text)
-            for column, text in line.cells.items()
+        cells = [escape(line.cells[title]) for title in titles]
+        strong = [
+            f"[bold]{c}[/bold]" if t in line.best else c for t, c in zip(titles, cells, strict=True)
         ]
-        table.add_row(escape(line.label), *cells)
+        table.add_row(escape(line.label), *strong)
     console.print(table)
     for name in ("comparison.csv", "comparison.md", "comparison.html"):
         print(out / name)

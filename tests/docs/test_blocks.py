@@ -277,7 +277,7 @@ def _small_settings(recipe: Recipe) -> list[str]:
     if recipe.data.source == "shapes":
         more.append("data.options={train: 24, val: 4, size: 64, seed: 3}")
     if recipe.method["name"].startswith("recurseed"):
-        more += ["method.name=recurseed", "method.channels=8", "method.dilations=[1, 2, 3]"]
+        more += ["method.channels=8", "method.dilations=[1, 2, 3]"]
     return [*TINY, *more]
 
 
