@@ -51,6 +51,22 @@ def test_settings_of_a_method_hold_for_its_parts_too():
     assert mixed.train.batch == 2
 
 
+def test_a_part_of_the_recipes_method_keeps_its_settings():
+    recipe = recipe_with(method={"name": "recurseed", "channels": 12, "start": 0.6})
+    assert only(recipe, "recurseed+cutmix").recipe.method["channels"] == 12
+    plain = recipe_with(method={"name": "recurseed+cutmix", "channels": 12})
+    assert only(plain, "recurseed").recipe.method == {"name": "recurseed", "channels": 12}
+
+
+@pytest.mark.parametrize("name", ["default/cpu", "default/gpu"])
+def test_the_default_recipes_compare_recurseed_from_its_early_start(name):
+    """Alone it must learn the classes first; behind the shared CAM it need not."""
+    recipe = load_recipe(name)
+    assert recipe.method["start"] > 0.2
+    for label in ("recurseed", "recurseed+edgepredictmix"):
+        assert only(recipe, label).recipe.method["start"] == 0.1
+
+
 def test_a_variant_is_a_recipe_of_its_own():
     variants = {"cam + pamr": {"method": "cam", "refine": ["pamr"]}}
     recipe = recipe_with(method={"name": "seam"}, compare={"methods": variants})

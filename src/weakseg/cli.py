@@ -204,15 +204,17 @@ def init(path: Path = Path("recipe.yaml"), /, *, like: str | None = None) -> Non
 
     Args:
         path: File to write; an existing one is kept.
-        like: Shipped recipe to start from (see `weakseg methods`).
+        like: Shipped recipe to start from (see `weakseg methods`); default: what `weakseg run`
+            takes on this machine.
     """
+    from weakseg.api import default_recipe
     from weakseg.recipe import commented_yaml
 
     if path.exists():
         raise UserError(
             "exists already", where=path, mend="choose another name, or delete it first"
         )
-    text = commented_yaml(load_recipe(like))
+    text = commented_yaml(load_recipe(like or default_recipe()))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(path)

@@ -178,7 +178,7 @@ def _contestant(recipe: Recipe, label: str, images: int) -> Contestant:
             )
     name = own["method"].get("name", label)
     base = recipe.model_dump(mode="json") | {"compare": {}}
-    if name != recipe.method["name"]:
+    if _base(name) != _base(recipe.method["name"]):
         base["method"] = {}  # it holds settings of another method
     network = own.get("backbone", {}).get("name", recipe.backbone.name)
     after = recipe.compare.after_cam
@@ -207,7 +207,7 @@ def _laid_over(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, 
 
 def _settings(config: CompareConfig, label: str) -> dict[str, Any]:
     """What the recipe says of a method; ``acr+vit`` without words of its own takes those of ``acr``."""
-    base = label.partition("+")[0]
+    base = _base(label)
     own = config.methods.get(label)
     if own is None and base in registered:
         own = dict(config.methods.get(base, {}))
@@ -223,6 +223,11 @@ def _settings(config: CompareConfig, label: str) -> dict[str, Any]:
 def _method_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     section = settings.get("method", {})
     return {"name": section} if isinstance(section, str) else dict(section)
+
+
+def _base(name: str) -> str:
+    """The method of ``recurseed+cutmix``."""
+    return name.partition("+")[0]
 
 
 def _file_name(label: str) -> str:

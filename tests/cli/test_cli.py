@@ -205,6 +205,13 @@ def test_init_writes_a_recipe_that_is_kept(tmp_path, capsys):
         app(["init", str(path)])
 
 
+def test_init_writes_what_a_run_would_take(tmp_path):
+    from weakseg.api import starting_recipe
+
+    assert _call("init", tmp_path / "own.yaml") == 0
+    assert load_recipe(tmp_path / "own.yaml") == starting_recipe({}, [])
+
+
 def test_errors_are_shown_with_their_mend_and_code_two(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         "sys.argv",
