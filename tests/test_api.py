@@ -9,7 +9,6 @@ import torch
 
 from weakseg import api
 from weakseg.recipe import load_recipe
-from weakseg.runfolder import RunFolder
 
 
 @pytest.fixture
@@ -47,17 +46,37 @@ def test_settings_win_over_the_default_and_the_accelerator_decides(machine):
 def test_a_run_keeps_the_default_it_was_started_with(machine, tmp_path, name):
     sets = ["train.steps=7"]
     started = load_recipe(name, sets=sets)
-    RunFolder(tmp_path).recipe_file.write_text(started.to_yaml(), encoding="utf-8")
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(started.to_yaml(), encoding="utf-8")
     for kind in ("cpu", "cuda"):
         machine(kind)
-        assert api.starting_recipe({}, sets, tmp_path) == started
+        assert api.starting_recipe({}, sets, kept) == started
 
 
-def test_a_run_with_other_settings_takes_the_machines_default(machine, tmp_path):
-    RunFolder(tmp_path).recipe_file.write_text(load_recipe("default/gpu").to_yaml())
+@pytest.mark.parametrize("name", ["default/gpu", "default/cpu", None])
+@pytest.mark.parametrize("change", ["predict.crf=soft", "train.steps=8", "data.masks=truth"])
+def test_another_setting_does_not_swap_the_recipe_below_a_run(machine, tmp_path, name, change):
+    """Hours of training would be cleared for a mask rule."""
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(load_recipe(name).to_yaml(), encoding="utf-8")
+    for kind in ("cpu", "cuda"):
+        machine(kind)
+        assert api.starting_recipe({}, [change], kept) == load_recipe(name, sets=[change])
+
+
+def test_a_recipe_of_ones_own_does_not_bind_a_run_that_names_none(machine, tmp_path):
+    kept = tmp_path / "recipe.yaml"
+    own = {"method": "seam", "backbone": {"name": "resnet34"}, "train": {"steps": 3}}
+    kept.write_text(load_recipe(own).to_yaml(), encoding="utf-8")
+    machine("cuda")
+    assert api.starting_recipe({}, [], kept).method["name"] == "recurseed"
+
+
+def test_a_classifier_that_is_given_needs_no_methods_recipe(machine):
     machine("cpu")
-    found = api.starting_recipe({}, ["train.steps=8"], tmp_path)
-    assert found == load_recipe("default/cpu", sets=["train.steps=8"])
+    sets = ["method.name=cam", "method.from_classifier=weights.pth"]
+    recipe = api.starting_recipe({}, sets)
+    assert recipe == load_recipe(None, sets=sets)
 
 
 def test_the_default_method_takes_settings_without_its_name(machine):

@@ -122,6 +122,51 @@ def test_wrong_settings_name_their_method():
         only(recipe, "seam")
 
 
+def test_null_is_a_value_in_what_a_method_changes():
+    recipe = recipe_with(
+        compare={
+            "after_cam": {"predict": {"max_side": None}},
+            "methods": {"cam": {"seeds": {"max_side": None}}},
+        }
+    )
+    cam = only(recipe, "cam").recipe
+    assert cam.seeds.max_side is None
+    assert cam.predict.max_side is None
+
+
+def test_image_steps_are_equal_where_batches_differ():
+    own = {"backbone": {"name": "test_vit", "pretrained": False}}
+    after = {"train": {"steps": 4, "batch": 8}}
+    recipe = recipe_with(compare={"after_cam": after, "methods": {"cam": own}})
+    train = only(recipe, "cam").recipe.train
+    assert train.steps * train.batch == 6 * 4 + 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ({"data": {"train": ["val"]}}, "compare.after_cam: data is the same for all"),
+        ({"method": {"name": "seam"}}, "compare.after_cam: method is the same for all"),
+        ({"backbone": {"name": "test_vit"}}, "cannot go on from test_resnet"),
+        ({"train": 3}, "compare.after_cam: train = 3 holds no keys"),
+    ],
+)
+def test_the_shared_start_is_the_same_for_all(after, words):
+    with pytest.raises(UserError, match=words):
+        only(recipe_with(compare={"after_cam": after}), "cam")
+
+
+@pytest.mark.parametrize("own", [{"backbone": None}, {"backbone": "resnet18"}, {"method": ["a"]}])
+def test_sections_that_hold_no_keys_are_refused(own):
+    with pytest.raises(UserError, match="compare.methods: seam: .* holds no keys"):
+        only(recipe_with(compare={"methods": {"seam": own}}), "seam")
+
+
+def test_given_scores_leave_nothing_to_compare(tmp_path):
+    with pytest.raises(UserError, match="no method would be trained"):
+        only(recipe_with(seeds={"given": str(tmp_path)}), "cam")
+
+
 @pytest.mark.parametrize("section", ["data", "seed", "evaluate"])
 def test_what_makes_methods_comparable_is_the_same_for_all(section):
     recipe = recipe_with(compare={"methods": {"seam": {section: {}}}})
@@ -158,6 +203,30 @@ def test_equal_time_gives_dear_steps_fewer_turns(root, tmp_path, monkeypatch):
             compare(recipe_with(root), methods, out=tmp_path / "out", equal_time=True)
     assert steps == [("cam", 6), ("puzzle", 3), ("cam", 6), ("puzzle", 3), ("seam", 12)]
     assert seen == [["cam", "puzzle"], ["cam", "seam"]], "what was measured is kept"
+
+
+def test_times_cannot_be_equal_where_only_some_share_a_cam(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "step_seconds", lambda recipes, _: dict.fromkeys(recipes, 1.0))
+    own = {"alone": {"method": "cam", "backbone": {"name": "test_resnet2", "pretrained": False}}}
+    monkeypatch.setattr(comparison, "checked", lambda recipe: recipe)
+    recipe = recipe_with(root, compare={"after_cam": {"train": {"steps": 3}}, "methods": own})
+    with pytest.raises(UserError, match="alone has a network of its own"):
+        compare(recipe, "cam,alone", out=tmp_path, equal_time=True)
+
+
+def test_a_shared_cam_that_fails_is_tried_once_for_each_seed(root, tmp_path, monkeypatch):
+    tried = []
+
+    def fail(recipe, folder, **options):
+        tried.append(Path(folder).name)
+        raise UserError("diverged")
+
+    monkeypatch.setattr(comparison, "step_seconds", lambda recipes, _: dict.fromkeys(recipes, 1.0))
+    monkeypatch.setattr(comparison, "run_recipe", fail)
+    recipe = recipe_with(root, compare={"after_cam": {"train": {"steps": 3}}})
+    with pytest.raises(UserError, match="4 of 4 runs failed"):
+        compare(recipe, ["cam", "seam"], out=tmp_path, seeds=2)
+    assert tried == ["shared-cam-0", "shared-cam-1"]
 
 
 def test_steps_of_every_method_can_be_timed():

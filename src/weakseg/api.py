@@ -28,21 +28,41 @@ def default_recipe(accelerator: str = "auto") -> str:
 
 
 def starting_recipe(
-    overrides: Mapping[str, Any], sets: Sequence[str], out: str | Path | None = None
+    overrides: Mapping[str, Any], sets: Sequence[str], kept: Path | None = None
 ) -> Recipe:
     """The recipe of a run that names none: the default of this machine.
 
-    A run that was started with another one of the defaults (on another machine, or by an earlier
-    version) and the same settings keeps it, so that the same command goes on with it anywhere.
+    A run that was started with another one of the defaults, on another machine or by an earlier
+    version, keeps it, so that the same command, or one with another setting, goes on with it
+    anywhere. A classifier that is given needs no method's recipe.
+
+    Args:
+        overrides: Nested values that win over the recipe.
+        sets: Assignments such as ``"train.steps=2000"``, which win over all.
+        kept: Recipe that was used in the folder before; it need not exist.
     """
-    defaults = {n: load_recipe(n, overrides=overrides, sets=sets) for n in _DEFAULTS}
-    kept = None if out is None else _kept(RunFolder(out).recipe_file)
+
+    def start(name: str | None) -> Recipe:
+        return load_recipe(name, overrides=overrides, sets=sets)
+
+    defaults = {name: start(name) for name in _DEFAULTS}
+    if defaults["default/cpu"].method.get("from_classifier") is not None:
+        return start(None)
+    chosen = defaults[default_recipe(defaults["default/cpu"].runtime.accelerator)]
+    before = None if kept is None else _kept(kept)
+    if before is None:
+        return chosen
     candidates = list(defaults.values())
     with contextlib.suppress(UserError):  # settings of the default method, without its name
-        candidates.append(load_recipe(None, overrides=overrides, sets=sets))
-    if kept in candidates:
-        return candidates[candidates.index(kept)]
-    return defaults[default_recipe(candidates[0].runtime.accelerator)]
+        candidates.append(start(None))  # what earlier versions started from
+    alike = [c for c in candidates if _trains_alike(c, before)]
+    return alike[0] if len(alike) == 1 else chosen
+
+
+def _trains_alike(recipe: Recipe, other: Recipe) -> bool:
+    """Whether they agree in most of what a training depends on."""
+    keys = ("method", "backbone", "train")
+    return sum(getattr(recipe, key) == getattr(other, key) for key in keys) >= 2
 
 
 def _kept(file: Path) -> Recipe | None:
@@ -82,5 +102,6 @@ def run(
     """
     over = {"data": data_values(images, labels, masks, classes)}
     if recipe is None:
-        return run_recipe(starting_recipe(over, sets, out), out)
+        kept = RunFolder(out).recipe_file
+        return run_recipe(starting_recipe(over, sets, kept), out)
     return run_recipe(load_recipe(recipe, overrides=over, sets=sets), out)

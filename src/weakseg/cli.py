@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -30,6 +30,8 @@ app = App(
     help="From image tags to pixel masks and a segmentation model.\n\n"
     "Start with `weakseg demo`, then `weakseg run IMAGES LABELS.csv`.",
 )
+
+app.suppress_keyboard_interrupt = False  # main() says how to go on
 
 Sets = Annotated[
     tuple[str, ...],
@@ -73,7 +75,8 @@ def run(
         untagged: What to do with images that have no tags.
         dry_run: Show the stages with their sizes and an estimate of their time, and stop.
     """
-    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, out)
+    kept = RunFolder(out).recipe_file
+    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, kept)
     if dry_run:
         _show_plan(settings)
         return
@@ -131,17 +134,17 @@ def compare(
         untagged: What to do with images that have no tags.
         dry_run: Show the runs with an estimate of their time, and stop.
     """
-    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, out)
-    labels_of_methods = methods.split(",")
+    kept = out / "recipe.yaml"
+    settings = _settings(source, labels, recipe, masks, classes, untagged, sets, kept)
     if dry_run:
-        _show_plans(settings, labels_of_methods, seeds)
+        _show_plans(settings, methods, seeds, equal_time)
         return
     from weakseg.comparison import compare
 
     _show_comparison(
         compare(
             settings,
-            labels_of_methods,
+            methods,
             out=out,
             seeds=seeds,
             equal_time=equal_time,
@@ -600,10 +603,10 @@ def _settings(
     classes: Path | None,
     untagged: Untagged,
     sets: tuple[str, ...],
-    out: Path | None = None,
+    kept: Path | None = None,
 ) -> Recipe:
-    """The recipe that arguments stand for; for a run in ``out``, this machine's default where none
-    is named."""
+    """The recipe that arguments stand for. With ``kept``, the recipe that a run keeps, this
+    machine's default takes the place of one that is not named."""
     if source.suffix in (".yaml", ".yml") or (
         str(source) in shipped_recipes() and not source.exists()
     ):
@@ -618,11 +621,11 @@ def _settings(
             str(source), overrides={"data": data | {"untagged": untagged}}, sets=sets
         )
     over = {"data": data_values(source, labels, masks, classes) | {"untagged": untagged}}
-    if recipe is None and out is not None:
+    if recipe is None and kept is not None:
         load_recipe("default/cpu", overrides=over, sets=sets)  # mistakes show without torch
         from weakseg.api import starting_recipe
 
-        return starting_recipe(over, sets, out)
+        return starting_recipe(over, sets, kept)
     return load_recipe(recipe, overrides=over, sets=sets)
 
 
@@ -653,14 +656,14 @@ def _show_plan(recipe: Recipe) -> None:
     console.print(table)
 
 
-def _show_plans(recipe: Recipe, methods: list[str], seeds: int) -> None:
+def _show_plans(recipe: Recipe, methods: str, seeds: int, equal_time: bool) -> None:
     from rich.table import Table
 
     from weakseg.comparison import plans
 
     table = Table("run", "what is trained", "about, each", "seeds", "all")
     total = 0.0
-    for name, stages, runs in plans(recipe, methods, seeds):
+    for name, stages, runs in plans(recipe, methods, seeds=seeds, equal_time=equal_time):
         each = sum(stage.seconds or 0.0 for stage in stages)
         trained = "; ".join(s.what for s in stages if s.name in ("train", "segment"))
         table.add_row(name, trained, _duration(each), str(runs), _duration(each * runs))
@@ -805,13 +808,21 @@ def _distance(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _stopped(code: int) -> NoReturn:
+    console.print("stopped; run the same command again to go on")
+    sys.exit(code)
+
+
 def main() -> None:
     """Entry point: user errors are shown without a traceback, and end with code 2."""
     try:
         app()
     except KeyboardInterrupt:
-        console.print("stopped; run the same command again to go on")
-        sys.exit(130)
+        _stopped(130)
+    except SystemExit as stop:
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, which would end with 0
+            _stopped(143)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

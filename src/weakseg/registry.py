@@ -82,7 +82,7 @@ class Registry(Generic[T]):
         """Imports a member of another package; a broken one must not stop the others."""
         try:
             point.load()
-        except Exception as error:  # whatever that package does while it is imported
+        except (Exception, SystemExit) as error:  # whatever that package does when imported
             self._broken[point.name] = f"{point.value} fails with {type(error).__name__}: {error}"
             return
         if point.name not in self._members:

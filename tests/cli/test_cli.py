@@ -356,3 +356,20 @@ def test_check_writes_a_page(photos, tmp_path):
     assert "Images of each class" in page.read_text()
     with pytest.raises(UserError, match="no name of a page"):
         _call("check", photos, tmp_path / "labels.csv", "--report", tmp_path / "out")
+
+
+class SIGTERMException(SystemExit):  # noqa: N818
+    """As Lightning raises when training is told to end."""
+
+
+@pytest.mark.parametrize(("signal", "code"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
+def test_who_stops_it_is_told_how_to_go_on(monkeypatch, capsys, signal, code):
+    def stop():
+        raise signal
+
+    monkeypatch.setattr("weakseg.doctor.examine", stop)
+    monkeypatch.setattr("sys.argv", ["weakseg", "doctor"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == code
+    assert "run the same command again" in capsys.readouterr().err

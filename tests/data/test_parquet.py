@@ -51,7 +51,7 @@ def tags(path: Path, **more: Any) -> dict[str, Any]:
 def test_tags_as_text_or_lists(tmp_path: Path, labels: pa.Array) -> None:
     path = write(tmp_path, {"width": [1, 2, 3], "File Name": IMAGES, "Tags": labels})
     table = read_table(path)
-    assert tags(path) == WANTED and table.tags == ("cat", "dog")
+    assert tags(path) == WANTED
     assert "'File Name', tags in column 'Tags'" in table.notes[0]
     assert [row.row for row in table.rows] == [1, 2, 3]
 
