@@ -280,7 +280,7 @@ def _classifier(facts: Facts) -> Iterator[Finding]:
             "warn",
             f"The classifier does not know the classes well yet (F1 {percent(f1)})",
             "Score maps cannot be better than the classification behind them. Train longer "
-            "(`train.epochs`), start from better weights, or look for wrong tags.",
+            "(`train.steps`), start from better weights, or look for wrong tags.",
             "training",
         )
     else:
@@ -424,7 +424,7 @@ def _gain(facts: Facts) -> Iterator[Finding]:
             + (
                 "Its predictions are the better masks."
                 if better
-                else "It may be trained too briefly: look at its loss, and set `segmenter.train.epochs`."
+                else "It may be trained too briefly: look at its loss, and set `segmenter.train.steps`."
             ),
             "results",
         )

@@ -290,7 +290,8 @@ def start_from(model: Trainable, config: TrainConfig) -> None:
     missing = initialise(model, config.init_from)
     if missing:
         console.print(
-            f"  {len(missing)} tensors are not in {config.init_from} and start fresh, such as {missing[0]}"
+            f"  {len(missing)} tensors start fresh, such as {missing[0]}: {config.init_from} has none "
+            "of that name (a part that its method does not have, such as a decoder)"
         )
 
 
