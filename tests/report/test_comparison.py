@@ -13,14 +13,8 @@ from test_report_page import Page
 from weakseg.data.samples import Collection
 from weakseg.files import write_json
 from weakseg.recipe import load_recipe
-from weakseg.report.comparison import (
-    Comparison,
-    Entry,
-    summary,
-    write_comparison_page,
-    write_tables,
-)
-from weakseg.report.numbers import Cell
+from weakseg.report.comparison import summary, write_comparison_page, write_tables
+from weakseg.report.numbers import Cell, Comparison, Entry
 from weakseg.report.verdict import margin
 from weakseg.runfolder import RunFolder
 
@@ -122,7 +116,9 @@ def runs(tmp_path: Path) -> Runs:
 
 @pytest.fixture
 def blind(tmp_path: Path) -> Runs:
-    return Runs(tmp_path, make_collection(tmp_path / "data", truth=False))
+    collection = make_collection(tmp_path / "data")
+    samples = tuple(replace(sample, mask=None) for sample in collection)
+    return Runs(tmp_path, replace(collection, samples=samples))
 
 
 def three_seeds(runs: Runs) -> None:
@@ -255,11 +251,28 @@ def test_a_warm_up_is_said_and_not_counted(runs: Runs) -> None:
     text = runs.markdown()
     assert "trained for 160 image steps (acr+vit: none)" in text
     assert "5.0 minutes each" in text
+    assert "but differ" in text  # 40 + 160 against 40
     rows = runs.table()
     assert {(r["method"], r["image_steps"], r["warmup_image_steps"]) for r in rows} == {
         ("cam", "40", "160"),
         ("acr+vit", "40", ""),
     }
+
+
+def test_a_method_that_trains_alone_is_compared_with_both_trainings_of_the_others(
+    runs: Runs,
+) -> None:
+    warm = runs.add("warm-up", 0, seconds=300.0).run.path
+    runs.entries.clear()
+    runs.add("cam", 0, 0.40, warmup=warm)
+    alone = runs.add("acr+vit", 0, 0.40, method="acr")
+    runs._rewrite(alone, "train", results={"steps": 20})
+    text = runs.markdown()
+    assert "Equal for all: 80 image steps of training, with those of the shared start" in text
+    assert "but differ" not in text
+    assert "acr+vit: no shared start, so the minutes include all of the training" in text
+    runs._rewrite(alone, "train", results={"steps": 10})
+    assert "but differ" in runs.markdown()
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -371,6 +384,64 @@ def test_a_difference_within_the_spread_is_not_a_victory(runs: Runs) -> None:
     assert "are the best" not in text
 
 
+def of_seeds(runs: Runs, **methods: dict[int, float]) -> str:
+    for label, masks in methods.items():
+        for seed, mask in masks.items():
+            runs.add(label, seed, mask)
+    return runs.page().text
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        ((0.50, 0.50, 0.90), "10.0 points above one (50.0 ± 0.0) on the 2 seeds that both have"),
+        ((0.50, 0.51, 0.80, 0.80, 0.80), "9.5 points above one (50.5 ± 0.7) on the 2 seeds"),
+    ],
+)
+def test_the_order_rests_on_the_seeds_that_both_have(
+    runs: Runs, one: tuple[float, ...], words: str
+) -> None:
+    text = of_seeds(runs, one=dict(enumerate(one)), other={0: 0.60, 1: 0.60})
+    assert "The masks of other and one cannot be told apart" in text
+    assert words in text
+    assert "It is ahead of one on 2 of 2 seeds" in text
+    assert "are the best" not in text
+
+
+def test_without_a_common_seed_nothing_is_said_of_one_seed(runs: Runs) -> None:
+    text = of_seeds(runs, one={0: 0.50, 1: 0.51}, other={2: 0.40, 3: 0.41}, third={4: 0.30})
+    assert "The masks of one have the highest mIoU, on other seeds than other" in text
+    assert "They have no seed in common" in text
+    assert "one seed" not in text
+    assert "No seed in common, so small differences mean nothing" in text
+
+
+def test_methods_that_are_each_behind_another_have_no_leader(runs: Runs) -> None:
+    text = of_seeds(runs, one={0: 0.5, 1: 0.3}, other={1: 0.4, 2: 0.2}, third={2: 0.3, 0: 0.6})
+    assert "The masks of third have the highest mIoU, on one seed" in text
+    runs.entries.clear()
+    text = of_seeds(runs, a={0: 0.5, 1: 0.3}, b={1: 0.4, 2: 0.2}, c={2: 0.3, 0: 0.4})
+    assert "Which masks are the best cannot be said" in text
+
+
+def test_a_tie_is_no_defeat(runs: Runs) -> None:
+    text = of_seeds(
+        runs, cam={0: 0.6, 1: 0.6, 2: 0.6}, x={0: 0.6, 1: 0.5, 2: 0.5}, y={0: 0.6, 1: 0.6, 2: 0.6}
+    )
+    assert margin(Cell({0: 0.6, 1: 0.5}), Cell({0: 0.6, 1: 0.6})).lost == 1
+    assert "The masks of cam, y and x cannot be told apart" in text
+    assert "Equal to it: y (+0.0); not told apart from it: x (−6.7)" in text
+    assert "elow it" not in text
+
+
+def test_equal_values_on_one_seed_have_words_of_their_own(runs: Runs) -> None:
+    text = of_seeds(runs, cam={0: 0.6}, x={0: 0.6}, y={0: 0.5})
+    assert "The masks of cam and x have the same mIoU" in text
+    assert "10.0 points above y (50.0). x has the same as cam on one seed" in text
+    assert "Below it: y (−10.0); equal to it: x (+0.0)" in text
+    assert "have the highest" not in text
+
+
 def test_one_seed_is_not_called_a_victory(runs: Runs) -> None:
     runs.add("cam", 0, 0.40)
     runs.add("seam", 0, 0.45, method="seam", oracle=0.50)
@@ -413,6 +484,16 @@ def test_missing_runs_are_counted(runs: Runs) -> None:
     assert "17 of 18 runs are not there yet" in runs.page(planned=18).text
     assert "1 of 18 runs" in runs.page(planned=18).text
     assert "1 of 2 runs is not there yet" in runs.page(planned=2).text
+
+
+def test_a_comparison_without_a_command_shows_none(runs: Runs) -> None:
+    runs.add("cam", 0, 0.40)
+    assert "This command goes on" in runs.page().text
+    called = replace(runs.comparison(planned=2), command="")
+    page = Page(write_comparison_page(called, runs.out))
+    assert "This command goes on" not in page.text
+    assert "The same call goes on" in page.text
+    assert 'class="command"' not in page.source
 
 
 def test_links_lead_to_the_runs(runs: Runs) -> None:

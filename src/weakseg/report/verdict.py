@@ -44,25 +44,32 @@ class Margin:
     Attributes:
         gain: Mean difference, over the seeds that both have where there are some.
         won: Seeds on which it is ahead.
+        lost: Seeds on which it is behind; on the rest both have the same value.
         seeds: Seeds that both have.
         spread: The larger of their standard deviations, where they have one.
     """
 
     gain: float
     won: int
+    lost: int
     seeds: int
     spread: float | None
 
     @property
     def clear(self) -> bool:
         """On every one of several seeds, and by more than the spread over seeds."""
-        ahead = self.won if self.gain > 0 else self.seeds - self.won
+        ahead = self.won if self.gain > 0 else self.lost
         return (
             self.seeds > 1
             and ahead == self.seeds
             and self.spread is not None
             and abs(self.gain) > self.spread
         )
+
+    @property
+    def level(self) -> bool:
+        """The same value on every seed."""
+        return self.gain == 0 and self.won == self.lost == 0
 
 
 def margin(one: Cell, other: Cell) -> Margin:
@@ -73,6 +80,7 @@ def margin(one: Cell, other: Cell) -> Margin:
     return Margin(
         fmean(gains) if gains else one.mean - other.mean,
         sum(gain > 0 for gain in gains),
+        sum(gain < 0 for gain in gains),
         len(common),
         max(spreads, default=None),
     )
@@ -144,13 +152,34 @@ def _rule(row: Score | None) -> str:
 
 def _equal(comparison: Comparison, runs: Sequence[Measured]) -> Iterator[str]:
     steps = {run.image_steps for run in runs} - {None}
+    whole = {_whole_steps(run) for run in runs if run.image_steps is not None}
+    alone = _alone(runs)
+    batches = _shared(runs, lambda run: f"batches of {run.facts.recipe.train.batch}")
     if comparison.equal == "time":
         yield "Equal for all: the time that training was given, so that image steps differ."
-    elif len(steps) == 1:
-        batches = _shared(runs, lambda run: f"batches of {run.facts.recipe.train.batch}")
+    elif not alone and len(steps) == 1:
         yield f"Equal for all: {steps.pop():,} image steps of training, in {batches}."
+    elif alone and len(whole) == 1 and None not in whole:
+        yield (
+            f"Equal for all: {whole.pop():,} image steps of training, with those of the shared start "
+            f"where a method has one, in {batches}."
+        )
     elif steps:
         yield "Image steps of training were to be equal, but differ: see their column."
+
+
+def _whole_steps(run: Measured) -> int | None:
+    """Image steps of a training and of the one that it went on from."""
+    before = 0 if run.entry.warmup is None else image_steps(run.warmup)
+    return None if run.image_steps is None or before is None else run.image_steps + before
+
+
+def _alone(runs: Sequence[Measured]) -> list[str]:
+    """Labels that trained from their own beginning, where others share a start."""
+    if all(run.entry.warmup is None for run in runs):
+        return []
+    trained = [run for run in runs if run.image_steps is not None]
+    return list(dict.fromkeys(run.entry.label for run in trained if run.entry.warmup is None))
 
 
 def _warmup(runs: Sequence[Measured]) -> Iterator[str]:
@@ -170,6 +199,11 @@ def _warmup(runs: Sequence[Measured]) -> Iterator[str]:
         yield (
             f"Start of every training: {_shared(runs, words)}, made once for each seed and shared"
             f"{cost}, which the costs below leave out."
+        )
+    if alone := _alone(runs):
+        yield (
+            f"{_named(alone)}: no shared start, so the minutes include all of the training, also "
+            "what the start took for the others."
         )
 
 
@@ -279,15 +313,24 @@ def _missing(comparison: Comparison) -> Iterator[Finding]:
         yield Finding(
             "warn",
             f"{planned - done} of {counted(planned, 'run')} {verb} not there yet",
-            "The same command goes on where it stopped. Means are over the runs that are there, so "
+            f"The same {'command' if comparison.command else 'call'} goes on where it stopped. Means are over the runs that are there, so "
             "methods may have different seeds.",
             "runs",
         )
 
 
 def _ranked(table: Table, key: str) -> list[tuple[str, Cell]]:
+    """Methods by how many others are above them on the seeds that both have, the fewest first.
+
+    Means alone would put a method first for a lucky seed that its rivals lack.
+    """
     known = [(line.label, line.numbers[key]) for line in table.lines if key in line.numbers]
-    return sorted(known, key=lambda pair: -pair[1].mean)
+
+    def place(pair: tuple[str, Cell]) -> tuple[int, int, float]:
+        gains = [margin(pair[1], cell).gain for _, cell in known]
+        return sum(gain < 0 for gain in gains), -sum(gain > 0 for gain in gains), -pair[1].mean
+
+    return sorted(known, key=place)
 
 
 def _leader(table: Table, key: str) -> Iterator[Finding]:
@@ -295,13 +338,42 @@ def _leader(table: Table, key: str) -> Iterator[Finding]:
     ranked, what = _ranked(table, key), _WHAT[key]
     if len(ranked) < 2:
         return
-    (first, best), (second, next_best) = ranked[:2]
-    ahead = margin(best, next_best)
-    numbers = (
-        f"{_points(best)} mIoU, {100 * ahead.gain:.1f} points above {second} ({_points(next_best)})"
-    )
+    first, best = ranked[0]
+    cells = dict(ranked[1:])
+    margins = {label: margin(best, cell) for label, cell in cells.items()}
+    level = [label for label, m in margins.items() if m.level]
+    rivals = {label: m for label, m in margins.items() if not m.level}
+    second = min(rivals, key=lambda label: rivals[label].gain, default="")
     networks = _networks(table) if key == "segmenter" else ""
-    if ahead.seeds < 2:
+    ahead = rivals[second] if second else margins[level[0]]
+    numbers = _above(best, second, cells[second]) if second else ""
+    if level and (not second or (ahead.gain > 0 and (ahead.seeds < 2 or ahead.clear))):
+        seeds = min(margins[label].seeds for label in level)
+        on = (f"on each of {seeds} seeds" if seeds > 1 else "on one seed") if seeds else "as means"
+        yield Finding(
+            "info",
+            f"The {what} of {_named([first, *level])} have the same mIoU",
+            f"{numbers or f'{_points(best)} mIoU'}. {_named(level)} "
+            f"{'has' if len(level) == 1 else 'have'} the same as {first} {on}.{networks}",
+            "table",
+        )
+    elif ahead.gain < 0:
+        yield Finding(
+            "info",
+            f"Which {what} are the best cannot be said",
+            "The methods have different seeds, and on those that two have in common each one is "
+            f"behind another. Run the same seeds for all.{networks}",
+            "table",
+        )
+    elif not ahead.seeds:
+        yield Finding(
+            "info",
+            f"The {what} of {first} have the highest mIoU, on other seeds than {second}",
+            f"{numbers}. They have no seed in common, so how much of that is chance cannot be said: "
+            f"run the same seeds for both.{networks}",
+            "table",
+        )
+    elif ahead.seeds == 1:
         yield Finding(
             "info",
             f"The {what} of {first} have the highest mIoU, on one seed",
@@ -313,20 +385,31 @@ def _leader(table: Table, key: str) -> Iterator[Finding]:
         yield Finding(
             "good",
             f"The {what} of {first} are the best",
-            f"{numbers}, the next best. It is ahead on each of {ahead.seeds} seeds, and by more "
+            f"{numbers}. It is ahead on each of {ahead.seeds} seeds, and by more "
             f"than the spread over seeds ({100 * (ahead.spread or 0):.1f}).{networks}",
             "table",
         )
     else:
-        close = [label for label, cell in ranked[1:] if not margin(best, cell).clear]
+        close = [label for label in cells if not margins[label].clear]
         yield Finding(
             "info",
             f"The {what} of {_named([first, *close])} cannot be told apart",
-            f"{first} is highest: {numbers}. It is ahead of {second} on {ahead.won} of "
+            f"{first} has {numbers}. It is ahead of {second} on {ahead.won} of "
             f"{ahead.seeds} seeds, with a spread over seeds of {100 * (ahead.spread or 0):.1f}."
             f"{networks}",
             "table",
         )
+
+
+def _above(best: Cell, second: str, other: Cell) -> str:
+    """The numbers of two methods, on the seeds that both have where there are some."""
+    common = best.values.keys() & other.values.keys()
+    where = ""
+    if common and best.values.keys() != other.values.keys():
+        best, other = (Cell({s: cell.values[s] for s in sorted(common)}) for cell in (best, other))
+        where = f" on the {counted(len(common), 'seed')} that both have"
+    gain = 100 * (best.mean - other.mean)
+    return f"{_points(best)} mIoU, {gain:.1f} points above {second} ({_points(other)}){where}"
 
 
 def _networks(table: Table) -> str:
@@ -353,8 +436,11 @@ def _against_first(table: Table) -> Iterator[Finding]:
     several = any(m.seeds > 1 for m in margins.values())
     groups = {
         "above it": [k for k, m in margins.items() if m.gain > 0 and (m.clear or not several)],
-        "below it": [k for k, m in margins.items() if m.gain <= 0 and (m.clear or not several)],
-        "not told apart from it": [k for k, m in margins.items() if several and not m.clear],
+        "below it": [k for k, m in margins.items() if m.gain < 0 and (m.clear or not several)],
+        "equal to it": [k for k, m in margins.items() if m.level],
+        "not told apart from it": [
+            k for k, m in margins.items() if several and not m.clear and not m.level
+        ],
     }
     said = [
         f"{words}: " + ", ".join(f"{k} ({_signed(margins[k].gain)})" for k in labels)
@@ -363,11 +449,12 @@ def _against_first(table: Table) -> Iterator[Finding]:
     ]
     if said:
         text = "; ".join(said)
+        seeds = "One seed" if any(m.seeds for m in margins.values()) else "No seed in common"
         yield Finding(
             "info",
             f"Against {base.label}, by the {_WHAT[key]}",
             f"{text[0].upper()}{text[1:]}."
-            + ("" if several else " One seed, so small differences mean nothing."),
+            + ("" if several else f" {seeds}, so small differences mean nothing."),
             "table",
         )
 
