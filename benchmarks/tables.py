@@ -178,7 +178,7 @@ def _compared_on_voc() -> list[str]:
         found[row["method"]][row["stage"], row["list"]] = row
     lines = [
         "| method | masks, `tune_320`: mIoU | masks, `report_320`: mIoU | FP | FN | "
-        "model, `tune_320` | model, `val_160` | F1 |",
+        "model, `tune_320` | model, `val_160` | a training step |",
         "|" + "---|" * 8,
     ]
     for method, rows in found.items():
@@ -187,7 +187,7 @@ def _compared_on_voc() -> list[str]:
         cells = [_spread([rows["mask", "tune_320"]["miou"]])]
         cells += [_spread([mask[key]]) for key in ("miou", "fp", "fn")]
         cells += [_spread([rows[key]["miou"]]) + own if key in rows else "" for key in of]
-        cells.append(_spread([mask["f1"]]))
+        cells.append(f"{float(mask['step_cost']):.1f}")
         lines.append("| " + " | ".join([f"`{method}`", *cells]) + " |")
     return lines
 

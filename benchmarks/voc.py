@@ -22,6 +22,7 @@ from judge import judge
 from rows import append, commit, device
 
 from weakseg.data.samples import Collection
+from weakseg.estimate import step_seconds
 from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.check import collect
@@ -70,20 +71,24 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=RUNS, default=list(RUNS))
     args = parser.parse_args()
     images = _images()
+    kept = {n: args.runs / RUNS[n].trained / "recipe.yaml" for n in {"cam", *args.methods}}
+    recipes = {name: load_recipe(file) for name, file in kept.items() if file.is_file()}
+    seconds = step_seconds(recipes, len(images.classes))
     for name in args.methods:
         row = RUNS[name]
         scores = args.runs / row.scores / "scores"
         if not scores.is_dir():
             print(f"{name}: no {scores}", file=sys.stderr)
             continue
+        cost = seconds[name] / seconds["cam"]
         for of in LISTS:
-            found = judge(_part(images, of), scores)
+            found = judge(_part(images, of), scores) | {"step_cost": cost}
             _append(args, name, row, of, "mask", found)
         predictions = RunFolder(args.runs / row.segmenter).stage_folder("predict") / "masks"
         for of in (*LISTS, "val_160") if row.segmenter and predictions.is_dir() else ():
             part = _part(images, of)
             found = judge_masks(part.samples, predictions, len(part.classes)).metrics
-            numbers = {"miou": found.miou, "fp": found.fp, "fn": found.fn}
+            numbers = {"miou": found.miou, "fp": found.fp, "fn": found.fn, "step_cost": cost}
             _append(args, name, row, of, "segmenter", numbers)
 
 
@@ -103,7 +108,7 @@ def _append(
 ) -> None:
     trained = RunFolder(args.runs / row.trained).record("train")
     assert trained is not None
-    keys = ("f1", "oracle_miou", "threshold", "miou", "fp", "fn")
+    keys = ("f1", "oracle_miou", "threshold", "miou", "fp", "fn", "step_cost")
     values = {
         "method": name,
         "seed": trained.seed,
