@@ -39,5 +39,15 @@ def test_seconds_are_those_of_all_steps_and_images(
         "predict": 8 * len(recipe.predict.scales) * 2,
         "evaluate": None,
     }
-    assert planned["train"].what == "test_resnet, 7 steps of 4 images at 32 px"
+    assert planned["train"].what == "cam on test_resnet, 7 steps of 4 images at 32 px"
     assert planned["evaluate"].what == "8 images with ground truth"
+
+
+def test_a_method_that_segments_is_planned_without_a_threshold(tiny_collection):
+    section = {"name": "recurseed", "channels": 8, "dilations": [1, 2, 3]}
+    values = {"method": section, "backbone": {"name": "test_resnet", "pretrained": False}}
+    values |= {"train": {"steps": 2, "batch": 2, "crop": 32}}
+    for seeds, words in (({}, "own background"), ({"head": "cam"}, "rule label-free")):
+        recipe = load_recipe(values | {"seeds": seeds})
+        (planned,) = estimate.plan(recipe, tiny_collection, ["masks"])
+        assert words in planned.what

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from weakseg.console import console
 from weakseg.errors import UserError
 from weakseg.pipeline import Run, run_recipe
 from weakseg.recipe import Recipe, data_values, load_recipe
@@ -48,9 +49,11 @@ def starting_recipe(
     defaults = {name: start(name) for name in _DEFAULTS}
     if defaults["default/cpu"].method.get("from_classifier") is not None:
         return start(None)
-    chosen = defaults[default_recipe(defaults["default/cpu"].runtime.accelerator)]
+    name = default_recipe(defaults["default/cpu"].runtime.accelerator)
+    chosen = defaults[name]
     before = None if kept is None else _kept(kept)
     if before is None:
+        console.print(f"  No recipe was named: {name}, for this machine (docs/choosing.md).")
         return chosen
     candidates = list(defaults.values())
     with contextlib.suppress(UserError):  # settings of the default method, without its name

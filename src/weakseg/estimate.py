@@ -60,7 +60,12 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
             what = f"{file} as it is ({recipe.backbone.name}): nothing is trained"
         elif name == "train":
             what, seconds = _training(
-                recipe.train, len(train), recipe.backbone.name, method, classes, device
+                recipe.train,
+                len(train),
+                f"{recipe.method['name']} on {recipe.backbone.name}",
+                method,
+                classes,
+                device,
             )
         elif name == "segment":
             spec = recipe.segmenter_backbone
@@ -83,7 +88,9 @@ def plan(recipe: Recipe, collection: Collection, names: list[str]) -> list[Plann
         elif name == "refine":
             what = f"{len(train)} images, {' + '.join(recipe.steps)}"
         elif name == "masks":
-            what = f"{len(train)} masks, rule {recipe.masks.rule}"
+            own = method.segments and recipe.seeds.head in (None, method.heads[0]) and not given
+            rule = "by the method's own background" if own else f"rule {recipe.masks.rule}"
+            what = f"{len(train)} masks, {rule}"
         elif name == "evaluate":
             what = f"{sum(s.mask is not None for s in collection)} images with ground truth"
         stages.append(PlannedStage(name, what, seconds))
