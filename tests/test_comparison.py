@@ -274,6 +274,24 @@ def test_a_comparison_leaves_runs_and_tables_and_goes_on(root, tmp_path):
     assert "puzzle" in (tmp_path / "comparison.html").read_text(encoding="utf-8")
 
 
+def test_a_comparison_does_not_write_over_a_run(root, tmp_path):
+    recipe = recipe_with(root)
+    comparison.run_recipe(recipe, tmp_path, until="check")
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="holds a run"):
+        compare(recipe, ["seam"], out=tmp_path)
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
+def test_the_shipped_comparison_knows_all_of_its_variants():
+    recipe = load_recipe("shapes/compare")
+    labels = {*comparison.METHODS, *recipe.compare.methods}
+    for rival in contestants(recipe, sorted(labels), images=500):
+        comparison.checked(rival.recipe)
+        train = rival.recipe.train
+        assert train.steps * train.batch == 16 * (310 if rival.from_cam else 496 + 310)
+
+
 def test_a_run_that_fails_leaves_the_others_to_go_on(root, tmp_path, monkeypatch):
     whole = comparison.run_recipe
 

@@ -86,6 +86,8 @@ def compare(
     if seeds < 1:
         raise UserError(f"{seeds} seeds were asked for", where="--seeds", mend="give 1 or more")
     out = Path(out)
+    if RunFolder(out).record("check") is not None:
+        raise UserError("the folder holds a run", where=out, mend="give another folder with --out")
     collection = collect(recipe.data)
     images = len(collection.split(*recipe.data.train))
     rivals = contestants(recipe, methods, images)
