@@ -134,7 +134,7 @@ def compare(
         untagged: What to do with images that have no tags.
         dry_run: Show the runs with an estimate of their time, and stop.
     """
-    kept = out / "recipe.yaml"
+    kept = RunFolder(out).recipe_file
     settings = _settings(source, labels, recipe, masks, classes, untagged, sets, kept)
     if dry_run:
         _show_plans(settings, methods, seeds, equal_time)

@@ -95,7 +95,7 @@ def compare(
         checked(rival.recipe)
     out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).locked():
-        with atomic_path(out / "recipe.yaml") as temporary:  # what all have in common
+        with atomic_path(RunFolder(out).recipe_file) as temporary:  # what all have in common
             temporary.write_text(recipe.to_yaml(), encoding="utf-8")
         costs = _step_costs(out / "step-costs.json", rivals, len(collection.classes))
         if equal_time:
@@ -323,7 +323,7 @@ def _seeded(recipe: Recipe, seed: int, warmup: Path | None) -> Recipe:
 def _shared_cam(recipe: Recipe, seed: int, out: Path) -> Path:
     """The run of the CAM that methods go on from; trained where it is not there yet."""
     own, folder = _of_shared_cam(recipe, seed), _folder(out, _SHARED, seed)
-    if not (folder / "recipe.yaml").is_file():
+    if not RunFolder(folder).recipe_file.is_file():
         console.rule(f"shared CAM, seed {seed}")
     return run_recipe(own, folder, until="train").folder
 

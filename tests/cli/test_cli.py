@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from weakseg import cli
 from weakseg.cli import app
+from weakseg.comparison import METHODS
 from weakseg.data.images import read_mask, write_mask
 from weakseg.errors import UserError
 from weakseg.methods import needs_segmenter
@@ -203,6 +205,13 @@ def test_init_writes_a_recipe_that_is_kept(tmp_path, capsys):
     assert "# seed of every random choice" in path.read_text()
     with pytest.raises(UserError, match="exists already"):
         app(["init", str(path)])
+
+
+def test_compare_names_the_same_methods_as_its_function():
+    """The command line spells them out, so that --help shows them without torch."""
+    command, _, _ = app.parse_args(["compare", "photos"], exit_on_error=False)
+    spelled = inspect.signature(command).parameters["methods"].default
+    assert tuple(spelled.split(",")) == METHODS
 
 
 def test_init_writes_what_a_run_would_take(tmp_path):
