@@ -17,7 +17,7 @@ from weakseg.data.drawing import draw
 from weakseg.errors import UserError
 from weakseg.export.model import initialise
 from weakseg.methods import Batch, Classifier, Maps, Method, build, resolve
-from weakseg.methods.acr import ACR
+from weakseg.methods.acr import ACR, _draw
 from weakseg.networks.backbone import MakeBackbone, backbone_factory, make_backbone
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import load_recipe, shipped_recipes
@@ -243,11 +243,11 @@ def test_an_image_without_tags_opposes_nothing(tiny_spec: BackboneSpec):
 def test_the_drawn_class_is_a_tag_and_each_has_its_turn(tiny_spec: BackboneSpec):
     maps = torch.arange(K).float()[None, :, None, None] + torch.rand(1, K, 8, 8)
     model, painter = told(tiny_spec, maps)
-    drawn = model._segment
     seen = set()
     for i in range(30):
         torch.manual_seed(i)  # as the loop does before each step
-        _, best = drawn(Maps(maps, "logit"), torch.tensor([[0.0, 1, 1]]), torch.zeros(1, 3, 64, 64))
+        tags = torch.tensor([[0.0, 1, 1]])
+        _, best = model._segment(Maps(maps, "logit"), tags, torch.zeros(1, 3, 64, 64), _draw(tags))
         seen.add(best.mean().item())  # class 2 is the best everywhere
     assert seen == {0.0, 1.0}
 
@@ -387,11 +387,52 @@ def test_both_phases_of_a_step_draw_the_same_classes(tiny_spec: BackboneSpec):
         torch.testing.assert_close(of_ru.chunk(3)[2], of_cu.chunk(2)[0])  # c, in both
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_loop_of_ones_own_draws_anew_in_each_step(parts: int, tiny_spec: BackboneSpec):
+    """Nothing is seeded between the steps, and the batch is the same one."""
+    maps = torch.arange(K).float()[:, None, None] * torch.rand(8, 8)  # class k is k times class 1
+    maps = maps.expand(16 // parts, -1, -1, -1) + 0.1 * torch.rand(16 // parts, K, 8, 8)
+    model, painter = told(tiny_spec, maps, srf=False)
+    batch = Batch(torch.randn(16, 3, 64, 64), torch.ones(16, K), [""] * 16)
+
+    def steps(seed: int) -> list[tuple[Tensor, ...]]:
+        torch.manual_seed(seed)
+        seen = []
+        for _ in range(4):
+            painter.given.clear()
+            for phase in model.phases().values():
+                for part in batch.parts(parts):
+                    phase.losses(part, 0.5)
+            of_ru, of_cu = painter.given[:parts], painter.given[parts:]
+            torch.testing.assert_close(
+                torch.cat([g.chunk(3)[2] for g in of_ru]), torch.cat([g.chunk(2)[0] for g in of_cu])
+            )
+            seen.append(torch.cat([g.detach().chunk(2)[0] for g in of_cu]))
+        return seen
+
+    first, again, other = steps(0), steps(0), steps(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(first[i], first[j]) for i in range(4) for j in range(i))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_a_phase_alone_draws_anew_for_the_same_batch(tiny_spec: BackboneSpec):
+    model, painter = told(tiny_spec, torch.rand(16, K, 8, 8), srf=False)
+    batch = Batch(torch.randn(16, 3, 64, 64), torch.ones(16, K), [""] * 16)
+    for phase, pieces in (("reconstructor", 3), ("classifier", 2)):
+        painter.given.clear()
+        for _ in range(3):
+            model.phases()[phase].losses(batch, 0.5)
+        segments = [given.chunk(pieces)[-pieces + 1] for given in painter.given]
+        assert not any(torch.equal(segments[i], segments[j]) for i in range(3) for j in range(i))
+
+
 def test_no_class_is_the_best_where_all_maps_are_empty(tiny_spec: BackboneSpec):
     maps = torch.zeros(1, K, 8, 8)
     maps[:, 0, :4, :4] = 1
     model, _ = told(tiny_spec, maps)
-    _, best = model._segment(Maps(maps, "logit"), torch.eye(K)[:1], torch.zeros(1, 3, 64, 64))
+    tags = torch.eye(K)[:1]
+    _, best = model._segment(Maps(maps, "logit"), tags, torch.zeros(1, 3, 64, 64), _draw(tags))
     assert best.mean() == 0.25
 
 

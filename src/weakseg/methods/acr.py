@@ -203,6 +203,7 @@ class ACR(Method):
         assert isinstance(classifier, Classifier)
         self.classifier = classifier
         self.heads = classifier.heads
+        self._drawn: tuple[Tensor, dict[int, Tensor]] | None = None  # by RU, for CU
         if c.strategy == "baseline":
             return
         self.encoder = make_backbone()
@@ -256,9 +257,11 @@ class ACR(Method):
         if c.strategy == "pretrained" and progress >= c.pretrain:
             return {}
         images = self._pictures(batch.images)
+        drawn = _draw(batch.tags)
+        self._remember(batch.tags, drawn)
         with torch.no_grad(), _fixed(self.classifier):
             maps, _ = self.classifier.classify(batch)
-            segment, _ = self._segment(maps, batch.tags, images)
+            segment, _ = self._segment(maps, batch.tags, images, drawn)
         hiding = self._grid(images, progress) if c.srf else torch.ones_like(segment)
         levels = self.encoder(batch.images)
         logits = self.encoder_head(levels[-1]).mean((2, 3)).float()
@@ -280,11 +283,13 @@ class ACR(Method):
     def _classify(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """CU: segments from which the rest cannot be inferred, and the other way round."""
         c = self.config
+        drawn = self._recall(batch.tags)
         maps, terms = self.classifier.classify(batch)
         if c.strategy == "baseline" or progress < self._opposed:
             return terms
         images = self._pictures(batch.images)
-        segment, is_best = self._segment(maps, batch.tags, images)
+        drawn = _draw(batch.tags) if drawn is None else drawn
+        segment, is_best = self._segment(maps, batch.tags, images, drawn)
         with torch.no_grad(), _fixed(self.encoder):
             features = self.reconstructor.features(self.encoder(batch.images)[-_LEVELS:])
         tagged = batch.tags.any(1)[:, None, None, None]
@@ -323,17 +328,29 @@ class ACR(Method):
             )
         return pictures
 
-    def _segment(self, maps: Maps, tags: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """c in [0, 1] of one tagged class of each image, and where that class is the best of all.
+    def _remember(self, tags: Tensor, drawn: Tensor) -> None:
+        """Keeps what RU drew until CU asks for it, for the last batch and each of its parts."""
+        whole = tags if tags._base is None else tags._base
+        if self._drawn is None or self._drawn[0] is not whole:
+            self._drawn = whole, {}
+        self._drawn[1][tags.storage_offset()] = drawn
+
+    def _recall(self, tags: Tensor) -> Tensor | None:
+        """What RU drew for this batch, once: CU must oppose the segments that RU painted for."""
+        whole = tags if tags._base is None else tags._base
+        if self._drawn is None or self._drawn[0] is not whole:
+            return None
+        return self._drawn[1].pop(tags.storage_offset(), None)
+
+    def _segment(
+        self, maps: Maps, tags: Tensor, images: Tensor, drawn: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """c in [0, 1] of the drawn class of each image, and where that class is the best of all.
 
         Both (B, 1, H, W) as the images (B, 3, H, W); without a tag, c is 0.
         """
         size = images.shape[-2:]
         tagged = tags.any(1)
-        # Seeded by the step alone, so that both phases draw the same classes.
-        generator = torch.Generator(tags.device).manual_seed(torch.initial_seed())
-        weights = tags + (~tagged)[:, None].to(tags.dtype)
-        drawn = torch.multinomial(weights, 1, generator=generator)
         scores = maps.scores.float()
         raw = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:]))
         is_best = ((raw >= scores.amax(1, keepdim=True)) & (raw > 0)).float()
@@ -363,6 +380,12 @@ class ACR(Method):
         """One painting (B, 3, H, W) for each pair, in one pass."""
         painted = self.reconstructor(torch.cat(features), torch.cat(keep))
         return painted.float().chunk(len(keep))
+
+
+def _draw(tags: Tensor) -> Tensor:
+    """(B, 1) int64: one tagged class of each image, any class where none is tagged."""
+    untagged = ~tags.any(1, keepdim=True)
+    return torch.multinomial(tags + untagged.to(tags.dtype), 1)
 
 
 def _settled(section: Any) -> dict[str, Any]:
