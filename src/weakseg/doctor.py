@@ -16,7 +16,6 @@ _PACKAGES = (
     "timm",
     "lightning",
     "segmentation-models-pytorch",
-    "torchmetrics",
 )
 
 

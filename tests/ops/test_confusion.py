@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torchmetrics.classification import MulticlassJaccardIndex
 
 from weakseg.ops import ThresholdSweep, confusion_matrix, metrics
 from weakseg.ops.confusion import IGNORE
@@ -122,12 +120,23 @@ def test_the_data_set_is_judged_as_a_whole():
     assert abs(metrics(total(pairs)).miou - np.mean(means)) > 1e-3
 
 
-def test_agrees_with_torchmetrics_where_nothing_is_predicted_unsure():
-    pairs = [(np.where(p == IGNORE, 0, p), t) for p, t in images(5, count=8)]
-    judge = MulticlassJaccardIndex(K + 1, average="none", ignore_index=IGNORE)
-    for p, t in pairs:
-        judge.update(torch.from_numpy(p).int().flatten(), torch.from_numpy(t).int().flatten())
-    np.testing.assert_allclose(metrics(total(pairs)).iou, judge.compute().numpy(), rtol=1e-6)
+@pytest.mark.parametrize("num_classes", [1, 3, 20, 254])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_each_cell_counts_its_own_pixels(num_classes: int, dtype: type):
+    """One cell after the other, each from the two masks alone; views and every type of integer."""
+    rng = np.random.default_rng(num_classes)
+    ids = np.array([*range(num_classes + 1), IGNORE])
+    prediction, truth = (rng.choice(ids, (40, 31)).astype(dtype)[::2, ::-1] for _ in range(2))
+    counts = confusion_matrix(prediction, truth, num_classes)
+    assert counts.shape == (num_classes + 1, num_classes + 2) and counts.dtype == np.int64
+    for i in ids[:-1]:
+        for column, j in enumerate(ids):
+            assert counts[i, column] == ((truth == i) & (prediction == j)).sum()
+
+
+def test_only_pixels_with_a_truth_are_counted():
+    (prediction, truth), *_ = images(7, count=1, unsure=0.5)
+    assert confusion_matrix(prediction, truth, K).sum() == (truth != IGNORE).sum()
 
 
 def test_counts_beyond_float32():
@@ -153,6 +162,12 @@ def test_wrong_masks_are_refused():
         confusion_matrix(good, good + 4, K)
     with pytest.raises(ValueError, match="prediction holds id 254"):
         confusion_matrix(good + 254, good, K)
+    with pytest.raises(ValueError, match="prediction holds id -1"):
+        confusion_matrix(good.astype(int) - 1, good, K)
+    with pytest.raises(ValueError, match="truth holds id 257"):
+        confusion_matrix(good, good.astype(int) + 257, K)
+    with pytest.raises(ValueError, match="255 classes"):
+        confusion_matrix(good, good, 255)
 
 
 def scored(seed: int, dtype: str) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -333,14 +333,14 @@ class ACR(Method):
         whole = tags if tags._base is None else tags._base
         if self._drawn is None or self._drawn[0] is not whole:
             self._drawn = whole, {}
-        self._drawn[1][tags.storage_offset()] = drawn
+        self._drawn[1][int(tags.storage_offset())] = drawn
 
     def _recall(self, tags: Tensor) -> Tensor | None:
         """What RU drew for this batch, once: CU must oppose the segments that RU painted for."""
         whole = tags if tags._base is None else tags._base
         if self._drawn is None or self._drawn[0] is not whole:
             return None
-        return self._drawn[1].pop(tags.storage_offset(), None)
+        return self._drawn[1].pop(int(tags.storage_offset()), None)
 
     def _segment(
         self, maps: Maps, tags: Tensor, images: Tensor, drawn: Tensor

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 __all__ = ["IGNORE", "Metrics", "ThresholdSweep", "confusion_matrix", "metrics"]
 
 IGNORE = 255
 """The id of unsure pixels in masks and labels: losses and metrics leave them out."""
+
+_IDS = 256  # of 8-bit masks
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -31,29 +32,37 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     Raises:
         ValueError: Sizes differ, or an id above K that is not 255.
     """
-    from torchmetrics.functional.classification import (  # takes seconds: not for all operators
-        multiclass_confusion_matrix,
-    )
+    if num_classes >= IGNORE:
+        raise ValueError(f"ids of {num_classes} classes do not fit below {IGNORE}")
+    _require_one_size(prediction, truth)
+    if not prediction.dtype == truth.dtype == np.uint8:
+        _require_ids(prediction, truth, num_classes)
+    # One count of all pairs of bytes, which then says which ids there are.
+    pairs = np.left_shift(truth, 8, dtype=np.uint16, casting="unsafe")
+    np.bitwise_or(pairs, prediction, out=pairs, casting="unsafe")
+    counts = np.bincount(pairs.ravel(), minlength=_IDS**2).reshape(_IDS, _IDS)
+    for name, seen in (("prediction", counts.sum(0)), ("truth", counts.sum(1))):
+        _require_known(name, int(np.flatnonzero(seen[:IGNORE]).max(initial=0)), num_classes)
+    columns = [*range(num_classes + 1), IGNORE]
+    return counts[: num_classes + 1, columns].astype(np.int64)
 
-    _validate(prediction, truth, num_classes)
-    columns = np.where(prediction == IGNORE, num_classes + 1, prediction)
-    counts = multiclass_confusion_matrix(
-        torch.from_numpy(columns.astype(np.int64).ravel()),
-        torch.from_numpy(truth.astype(np.int64).ravel()),
-        num_classes=num_classes + 2,
-        ignore_index=IGNORE,
-        validate_args=False,
-    )
-    return counts.numpy()[:-1].astype(np.int64)
 
-
-def _validate(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> None:
+def _require_one_size(prediction: np.ndarray, truth: np.ndarray) -> None:
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
+
+
+def _require_ids(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> None:
     for name, mask in (("prediction", prediction), ("truth", truth)):
-        largest = mask[mask != IGNORE].max(initial=0)
-        if largest > num_classes:
-            raise ValueError(f"{name} holds id {largest}, but there are {num_classes} classes")
+        smallest = int(mask.min(initial=0))
+        if smallest < 0:
+            raise ValueError(f"{name} holds id {smallest}: ids start at 0")
+        _require_known(name, int(mask[mask != IGNORE].max(initial=0)), num_classes)
+
+
+def _require_known(name: str, largest: int, num_classes: int) -> None:
+    if largest > num_classes:
+        raise ValueError(f"{name} holds id {largest}, but there are {num_classes} classes")
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,8 @@ class ThresholdSweep:
             winner: (H, W) int, the class id (1..K) of that score.
             truth: (H, W) uint8 in 0..K or 255.
         """
-        _validate(winner, truth, self.num_classes)
+        _require_one_size(winner, truth)
+        _require_ids(winner, truth, self.num_classes)
         known = truth != IGNORE
         # Bin b holds the scores that lie above exactly the first b thresholds; float32, as masks.
         bins = np.searchsorted(self.thresholds.astype(np.float32), best[known].astype(np.float32))
