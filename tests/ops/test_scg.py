@@ -29,7 +29,6 @@ def definition(
     order=2,
     iterations=1,
     weight=1.0,
-    form="code",
 ):
     """Level by level and class by class on whole matrices, float64; (K, h, w), [(C, h, w)]."""
     pixels = cams[0].size
@@ -47,12 +46,8 @@ def definition(
             for _ in range(iterations):
                 others = columns_to_one(others @ others)
             others[others < second / pixels] = 0
-            if form == "talk":
-                others = columns_to_one(others)
             hsc = np.maximum(hsc, weight * others)
-        if form == "code":
-            hsc = columns_to_one(hsc)
-        total += hsc
+        total += columns_to_one(hsc)
     total = unit_range(total / len(features), 0)
     refined = []
     for scores in cams.reshape(len(cams), pixels):
@@ -63,6 +58,25 @@ def definition(
         lead = np.maximum(sums[0] - sums[1], 0)
         refined.append(unit_range(lead) * (lead.max() > 1e-5))
     return np.stack(refined).reshape(cams.shape)
+
+
+def talk(cams, features, foreground=0.3, background=0.05, order=2, weight=1.0):
+    """The talk's equations on whole matrices, float64; (K, h, w), [(C, h, w)]."""
+    pixels = cams[0].size
+    hsc = np.zeros((pixels, pixels))
+    for level in features:
+        level = level.reshape(len(level), pixels).astype(np.float64)
+        level = level / (np.linalg.norm(level, axis=0) + 1e-10)
+        cosine = np.einsum("ci,cj->ij", level, level)
+        second = np.einsum("ik,kj->ij", cosine, cosine) / pixels
+        second = unit_range(second, 1) if order == 2 else 0
+        hsc += np.maximum(np.maximum(cosine, 0), weight * second) / len(features)
+    maps = []
+    for scores in cams.reshape(len(cams), pixels):
+        inside, outside = scores > foreground, scores < background
+        lead = hsc[inside].mean(0) if inside.any() else np.zeros(pixels)
+        maps.append(np.maximum(lead - (hsc[outside].mean(0) if outside.any() else 0), 0))
+    return np.stack(maps).reshape(cams.shape)
 
 
 def inputs(batch=1, classes=3, size=(9, 7), channels=(6, 10)):
@@ -85,12 +99,12 @@ def same_as_definition(cams, features, settings, **more):
         "second_weight": "weight",
     }
     settings = {names.get(key, key): value for key, value in settings.items()}
+    reference = talk if settings.pop("form", "code") == "talk" else definition
     for b in range(len(cams)):
-        expected = definition(cams[b].numpy(), [f[b].numpy() for f in features], **settings)
+        expected = reference(cams[b].numpy(), [f[b].numpy() for f in features], **settings)
         np.testing.assert_allclose(found[b].numpy(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("form", ["code", "talk"])
 @pytest.mark.parametrize(
     "changed",
     [
@@ -103,9 +117,46 @@ def same_as_definition(cams, features, settings, **more):
         {"first_threshold": 0.0, "foreground": 0.6, "background": 0.2},
     ],
 )
-def test_follows_the_definition(form, changed):
+def test_follows_the_definition(changed):
     cams, features = inputs(2)
-    same_as_definition(cams, features, {"form": form, **changed}, block=11)
+    same_as_definition(cams, features, changed, block=11)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"order": 1}, {"second_weight": 0.5}, {"foreground": 0.6, "background": 0.2}],
+)
+def test_follows_the_talk(changed, signed):
+    """Features without a ReLU have negative cosines: SC1 cuts them off, SC2 does not."""
+    cams, features = inputs(2, channels=(6, 10, 8))
+    if signed:
+        features = [f - f.mean((2, 3), keepdim=True) for f in features]
+    same_as_definition(cams, features, {"form": "talk", **changed}, block=11)
+
+
+def test_talk_by_hand():
+    """Three pixels, two of one look and the third between: c_12 = 1, c_13 = c_23 = .6.
+
+    Rows of C C / 3: pixels 1 and 2 (2.36, 2.36, 1.8) / 3, pixel 3 (1.8, 1.8, 1.72) / 3. Over their
+    ranges: (1, 1, 0) and (1, 1, 0). So HSC is (1, 1, .6) and (1, 1, 1).
+    """
+    features = torch.tensor([[[[1.0, 2.0, 0.6]], [[0.0, 0.0, 0.8]]]])
+    cams = torch.tensor([[[[1.0, 0.2, 0.0]], [[0.0, 0.2, 1.0]], [[0.3, 0.05, 0.04]]]])
+    found = self_correlation(cams, [features], form="talk")
+    torch.testing.assert_close(found[0, 0], torch.tensor([[0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found[0, 1], torch.tensor([[0.0, 0.0, 0.4]]))
+    assert not found[0, 2].any(), "a score of exactly .3 is not certain foreground"
+
+
+def test_the_talk_has_no_thresholds():
+    cams, features = inputs()
+    plain = self_correlation(cams, features, form="talk")
+    none = {"first_threshold": 0.0, "second_threshold": 0.0}
+    assert torch.equal(self_correlation(cams, features, form="talk", **none), plain)
+    for setting in ({"first_threshold": 0.5}, {"second_threshold": 0.1}, {"iterations": 2}):
+        with pytest.raises(ValueError, match="no thresholds"):
+            self_correlation(cams, features, form="talk", **setting)
 
 
 @settings(deadline=None, max_examples=25)
@@ -136,6 +187,16 @@ def test_the_settings_matter():
         {"form": "talk"},
     ):
         assert (self_correlation(cams, features, **change) - plain).abs().max() > 1e-3, change
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("form", ["code", "talk"])
+def test_parity_with_the_authors(oracle, form):
+    published = oracle("parity/scg")
+    cams = torch.from_numpy(published["cams"]).float()
+    features = [torch.from_numpy(published[f"level{i}"]).float() for i in range(5)]
+    found = self_correlation(cams, features, form=form)
+    np.testing.assert_allclose(found.numpy(), published[form], atol=1e-5)
 
 
 @pytest.mark.realdata
@@ -176,12 +237,13 @@ def test_many_channels_are_the_same_as_their_sum():
     torch.testing.assert_close(found, self_correlation(cams, features), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["code", "talk"])
 @pytest.mark.parametrize("block", [1, 5, 62, 63, 1000])
-def test_blocks_do_not_change_the_result(block):
+def test_blocks_do_not_change_the_result(form, block):
     cams, features = inputs(2)
-    expected = self_correlation(cams, features)
+    expected = self_correlation(cams, features, form=form)
     torch.testing.assert_close(
-        self_correlation(cams, features, block=block), expected, atol=1e-5, rtol=0
+        self_correlation(cams, features, form=form, block=block), expected, atol=1e-5, rtol=0
     )
 
 

@@ -19,7 +19,7 @@ from weakseg.inference import Normalise, Predictor
 from weakseg.methods import build
 from weakseg.networks.affinity import AffinityNetwork
 from weakseg.networks.backbone import backbone_factory, make_backbone
-from weakseg.ops import dense_crf, dense_crf_from_labels
+from weakseg.ops import dense_crf, dense_crf_from_labels, self_correlation
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
@@ -359,6 +359,21 @@ def test_scg_takes_the_deepest_levels(tiny_spec):
         found = refining._features(predictor, SCGStep.Config(levels=levels))(given).features
         wanted = model.backbone.levels[-count:]
         assert [f.shape[1] for f in found] == [level.channels for level in wanted]
+
+
+def test_scg_of_the_talk_reaches_one_and_has_no_thresholds():
+    maps = np.zeros((1, 4, 4), np.float32)
+    maps[0, 0] = 1
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    levels = torch.rand(1, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = Given(image, _seed(maps, (2,)), features=(levels,))
+    (step,) = resolve_steps([{"name": "scg", "form": "talk"}])
+    raw = self_correlation(given.maps(), [levels], form="talk")[0]
+    assert 0 < raw.max() < 0.9
+    np.testing.assert_allclose(step(given).scores, raw / raw.max(), atol=1e-3)
+    for name in ("first_threshold", "second_threshold"):
+        with pytest.raises(UserError, match="form talk has no thresholds"):
+            resolve_steps([{"name": "scg", "form": "talk", name: 0.1}])
 
 
 def test_boundaries_of_a_mirrored_image_are_mirrored(tiny_spec):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from weakseg.config import Frozen, validate
@@ -30,6 +30,7 @@ from weakseg.methods import Method
 from weakseg.ops import (
     dense_crf,
     dense_crf_from_labels,
+    normalise_max,
     pamr,
     random_walk,
     random_walk_from_features,
@@ -155,17 +156,36 @@ class SCGStep(Step):
         levels: PositiveInt | None = Field(
             2, description="how many of the deepest levels; null = all, as published"
         )
-        first_threshold: float = Field(
-            0.5, ge=0, lt=1, description="least likeness of two cells that counts"
+        first_threshold: float | None = Field(
+            None,
+            ge=0,
+            lt=1,
+            description="least likeness of two cells that counts; null = .5 (code), none (talk)",
         )
-        second_threshold: float = Field(
-            0.1, ge=0, description="the same over a cell in between, as a multiple of 1 / cells"
+        second_threshold: float | None = Field(
+            None,
+            ge=0,
+            description="the same over a cell in between, as a multiple of 1 / cells; null = .1 "
+            "(code), none (talk)",
         )
         foreground: float = Field(0.3, gt=0, le=1, description="least score of a sure cell")
         background: float = Field(
             0.05, ge=0, lt=1, description="greatest score of a cell that is surely not of the class"
         )
-        form: Literal["code", "talk"] = Field("code", description="whose definition is followed")
+        form: Literal["code", "talk"] = Field(
+            "code",
+            description="RecurSeed's first program, or the equations of its talk; the talk's maps "
+            "are divided by their maxima",
+        )
+
+        @model_validator(mode="after")
+        def _thresholds_of_the_form(self) -> Any:
+            if self.form == "talk" and (self.first_threshold or self.second_threshold):
+                raise ValueError(
+                    "form talk has no thresholds: leave first_threshold and second_threshold out, "
+                    "or set form: code"
+                )
+            return self
 
     def __call__(self, given: Given) -> ScoreFile:
         """Correlates at the step's stride."""
@@ -181,7 +201,8 @@ class SCGStep(Step):
             c.background,
             form=c.form,
         )
-        return given.result(maps)
+        # The talk's M is the lead of two means, far below 1.
+        return given.result(normalise_max(maps) if c.form == "talk" else maps)
 
 
 @steps.register("affinity")
