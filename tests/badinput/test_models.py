@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import socket
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,14 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.export.test_model import saved
 from weakseg.data import scorefile
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
-from weakseg.export.model import load
+from weakseg.export.model import initialise, load
+from weakseg.methods import build
+from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import load_recipe
+from weakseg.stages.project import with_classifier
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +160,115 @@ def test_tensors(kind: str, model: Path) -> None:
         state[name] = state[name][:1].clone()
     save_file(state, file)
     refused(model)
+
+
+@pytest.fixture
+def traps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A pickle that a model may ask for; opening it, or the network, is noted in ``opened``."""
+    trap, opened = tmp_path / "trap.pth", tmp_path / "opened"
+    torch.save({"a": torch.zeros(1)}, trap)
+    real = torch.load
+
+    def load_file(file: Any, *args: Any, **settings: Any) -> Any:
+        opened.touch()
+        return real(file, *args, **settings)
+
+    def connect(*_: Any, **__: Any) -> Any:
+        opened.touch()
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(torch, "load", load_file)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    return trap
+
+
+def changed(model: Path, **backbone: Any) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["backbone"] |= backbone
+    (model / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind", ["fetched", "given"])
+def test_a_model_loads_its_own_tensors_alone(
+    kind: str, model: Path, sound: Path, traps: Path
+) -> None:
+    """Whatever weights its configuration asks for; its answers stay those of the sound one."""
+    if kind == "fetched":
+        changed(model, pretrained=True, name="test_resnet.r160_in1k")
+    else:
+        changed(model, weights=str(traps))
+    images = torch.randint(0, 256, (1, 3, 40, 56), dtype=torch.uint8)
+    assert torch.equal(load(model).probabilities(images), load(sound).probabilities(images))
+    assert not (traps.parent / "opened").exists()
+
+
+OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "checkpoint": lambda file: {"checkpoint_path": file},
+    "configuration": lambda file: {"pretrained_cfg": {"file": file}, "pretrained": True},
+    "overlay": lambda file: {"pretrained_cfg_overlay": {"file": file}},
+    "hub": lambda file: {"pretrained_cfg": {"hf_hub_id": "owner/name"}},
+    "address": lambda file: {"pretrained_cfg": {"url": "https://example.com/x.pth"}},
+    "weights": lambda file: {"weights": "DEFAULT"},
+    "cache": lambda file: {"cache_dir": file},
+    "hidden": lambda file: {"block_args": [{"x": file}]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_options_of_a_model_open_nothing(name: str, model: Path, traps: Path) -> None:
+    changed(model, options=OPTIONS[name](str(traps)))
+    refused(model)
+    assert not (traps.parent / "opened").exists()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "local-dir:/tmp", "torchvision/../x"])
+def test_the_name_of_a_models_backbone_opens_nothing(name: str, model: Path, traps: Path) -> None:
+    changed(model, name=name)
+    refused(model)
+    assert not (traps.parent / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"architecture": "test_resnet", "model_args": {"checkpoint_path": "TRAP"}},
+        {"architecture": "test_resnet", "model_args": {"pretrained_cfg": {"file": "TRAP"}}},
+        {"architecture": "hf-hub:owner/name"},
+        {"architecture": "local-dir:TRAP"},
+    ],
+)
+def test_what_a_given_classifier_says_of_itself_opens_nothing(said: dict, traps: Path) -> None:
+    folder = traps.parent / "classifier"
+    folder.mkdir()
+    text = json.dumps(said).replace("TRAP", str(traps))
+    (folder / "config.json").write_text(text)
+    save_file({"fc.weight": torch.zeros(3, 4)}, folder / "model.safetensors")
+    recipe = load_recipe({"method": {"name": "cam", "from_classifier": str(folder)}})
+    with pytest.raises(UserError) as error:
+        with_classifier(recipe)
+    assert error.value.where == str(folder / "model.safetensors")
+    assert not (traps.parent / "opened").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite(value: float, dtype: torch.dtype, model: Path) -> None:
+    """One number among hundreds of thousands makes every prediction background."""
+    file = model / "model.safetensors"
+    state = {key: v.to(dtype) if v.is_floating_point() else v for key, v in load_file(file).items()}
+    key = max(state, key=lambda k: state[k].numel())
+    state[key].view(-1)[-1] = value
+    save_file(state, file)
+    refused(model)
+    with pytest.raises(UserError) as error:
+        initialise(build({"name": "cam"}, backbone_factory(tiny()), 3), model)
+    assert error.value.where == str(file)
+    assert key in error.value.what
+
+
+def tiny() -> BackboneSpec:
+    return BackboneSpec(name="test_resnet", pretrained=False)
 
 
 # --- score files ----------------------------------------------------------------------------

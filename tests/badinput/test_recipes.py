@@ -49,6 +49,15 @@ RECIPES = {
     "deep_nesting": (NESTED, "YAML|deep"),
     "binary": (bytes(range(256)), "YAML"),
     "two_documents": ("seed: 1\n---\nseed: 2", "YAML"),
+    "option_that_opens_a_file": (
+        "backbone: {options: {checkpoint_path: /etc/passwd}}",
+        r"backbone\.options",
+    ),
+    "option_that_fetches": (
+        "segmenter: {backbone: {options: {pretrained_cfg: {hf_hub_id: a/b}}}}",
+        r"segmenter\.backbone\.options",
+    ),
+    "name_that_fetches": ("backbone: {name: 'hf-hub:a/b'}", r"backbone\.name"),
     "key_twice": ("seed: 1\nseed: 2", "twice|duplicate"),
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -179,6 +180,28 @@ def test_a_file_of_another_network_is_refused(files: Path, file: str):
     assert caught.value.where == str(files / file)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layer3.0.conv1.weight", float("nan")),
+        ("layer1.0.bn1.bias", float("-inf")),
+        ("layer2.0.bn1.running_var", -1.0),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    files: Path, tmp_path: Path, suffix: str, key: str, value: float
+):
+    state = load_file(files / "test_resnet.safetensors")
+    state[key].view(-1)[3] = value
+    file = tmp_path / f"w.{suffix}"
+    save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+    with pytest.raises(UserError, match="damaged") as caught:
+        build(weights=file)
+    assert caught.value.where == str(file)
+    assert key in caught.value.what
+
+
 def test_a_network_whose_shapes_differ_is_refused(files: Path, tmp_path: Path):
     state = load_file(files / "test_resnet.safetensors")
     state["layer1.0.conv1.weight"] = torch.zeros(3, 3, 3, 3)
@@ -236,6 +259,42 @@ def test_a_coarser_stride_than_the_network_has_is_refused():
 def test_wrong_options_are_a_mistake_of_the_user():
     with pytest.raises(UserError, match="test_resnet cannot be built"):
         build("test_resnet", options={"no_such_option": 1})
+
+
+OPENS = {
+    "checkpoint": {"checkpoint_path": "x"},
+    "configuration": {"pretrained_cfg": {"file": "x"}},
+    "overlay": {"pretrained_cfg_overlay": {"hf_hub_id": "owner/name"}},
+    "deep": {"act_layer": {"a": [{"url": "x"}]}},
+    "fetched": {"pretrained": True},
+    "torchvision": {"weights": "DEFAULT"},
+    "torchvision's backbone": {"weights_backbone": "DEFAULT"},
+    "a cache": {"cache_dir": "x"},
+    "a path": {"norm_layer": "/tmp/x"},
+    "a file": {"act_layer": ["relu", "x.pth"]},
+    "home": {"act_layer": "~x"},
+    "an address": {"act_layer": "hf-hub:x"},
+    "ours": {"num_classes": 4},
+}
+
+
+@pytest.mark.parametrize("name", OPENS)
+def test_options_open_no_file_and_fetch_nothing(name: str):
+    with pytest.raises(ValidationError, match=r"options") as caught:
+        BackboneSpec(pretrained=False, options=OPENS[name])
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("options",)
+
+
+def test_options_that_only_sound_so_are_taken():
+    options = {"drop_path_rate": 0.1, "pretrained_window_size": 3, "act_layer": "relu"}
+    assert BackboneSpec(options=options).options == options
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "local-dir:x", "../x", "a/b", "", "a b.c"])
+def test_a_name_is_no_address(name: str):
+    with pytest.raises(ValidationError):
+        BackboneSpec(name=name)
 
 
 def test_normalisation_travels_with_the_network():

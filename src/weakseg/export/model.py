@@ -33,6 +33,7 @@ from weakseg.files import atomic_path, write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, needs_segmenter
 from weakseg.networks.backbone import backbone_factory
+from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import load_recipe
@@ -250,8 +251,8 @@ def load(folder: str | Path) -> Model:
 def _load(folder: Path) -> Model:
     folder = find_model(folder)
     config = _read_config(folder)
-    spec = validate(
-        BackboneSpec, config["backbone"], where=folder / "config.json", prefix="backbone"
+    spec = _own_tensors(
+        validate(BackboneSpec, config["backbone"], where=folder / "config.json", prefix="backbone")
     )
     classes = tuple(config["classes"])
     if config["task"] == "method":
@@ -300,6 +301,12 @@ def _load(folder: Path) -> Model:
         network={key: config[key] for key in _NETWORK if key in config},
         source=folder,
     )
+
+
+def _own_tensors(spec: BackboneSpec) -> BackboneSpec:
+    """The same network without any weights: whatever a folder asks for, it loads its own tensors."""
+    norm = "frozen" if spec.norm_is_frozen else "trained"
+    return spec.model_copy(update={"pretrained": False, "weights": None, "norm": norm})
 
 
 def _rule_of_run(folder: Path, head: str) -> tuple[float | None, str | None]:
@@ -394,16 +401,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model folder.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or holds values that are not finite.
     """
+    file = folder / "model.safetensors"
     try:
-        return load_file(folder / "model.safetensors")
+        state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot be read ({error})",
-            where=folder / "model.safetensors",
-            mend="copy the model folder again",
+            f"cannot be read ({error})", where=file, mend="copy the model folder again"
         ) from None
+    require_finite(state, file)
+    return state
 
 
 def initialise(model: Trainable, folder: Path) -> list[str]:

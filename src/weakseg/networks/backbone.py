@@ -25,6 +25,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
+from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
 from weakseg.networks.tokens import VisionTokens, create_tokens, is_transformer
@@ -172,12 +173,16 @@ def _create(spec: BackboneSpec) -> nn.Module:
         arguments["output_stride"] = spec.output_stride
     given: list[str] = []
     try:
-        if file is not None:  # read here first: older timm would unpickle any code in it
-            given = list(load_state_dict(str(file), weights_only=True))
+        if file is not None:
+            state = load_state_dict(str(file), weights_only=True)
+            require_finite(state, file)
+            given = list(state)
             arguments["pretrained_cfg_overlay"] = {"file": str(file)}
         if file is not None or spec.pretrained:
             arguments["pretrained"] = True
         network = timm.create_model(spec.name, features_only=True, **arguments)
+    except UserError:
+        raise
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
         raise _explain(spec, error) from error
     if file is not None:

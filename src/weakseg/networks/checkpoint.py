@@ -22,7 +22,7 @@ from torch import Tensor
 
 from weakseg.errors import UserError
 
-__all__ = ["Checkpoint", "files_of", "read_checkpoint"]
+__all__ = ["Checkpoint", "files_of", "read_checkpoint", "require_finite"]
 
 _NESTS = ("state_dict", "model", "model_state_dict", "model_state", "net", "module")
 _DEPTH = 3  # of nests in each other
@@ -120,10 +120,39 @@ def read_checkpoint(path: Path) -> Checkpoint:
             where=weights,
             mend="save one: torch.save(model.state_dict(), 'weights.pth')",
         )
+    require_finite(state, weights)
     architecture = _trained_as(values) if isinstance(values, Mapping) else None
     if described:
         return _described(weights, described[0], state)
     return Checkpoint(weights, state, architecture)
+
+
+def require_finite(state: Mapping[str, Any], where: Path) -> None:
+    """Refuses weights that can only give maps without any numbers in them.
+
+    Args:
+        state: Tensors by name; what is no tensor is left aside.
+        where: The file that they are from.
+
+    Raises:
+        UserError: A tensor holds NaN or an infinite number, or a BatchNorm a negative variance.
+    """
+    for key, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        values = tensor if tensor.is_complex() else tensor.float()
+        if not bool(values.isfinite().all()):
+            reason = "values that are not finite"
+        elif key.endswith("running_var") and bool((values < 0).any()):
+            reason = "negative variances"
+        else:
+            continue
+        raise UserError(
+            f"the weights are damaged: {key} holds {reason}",
+            where=where,
+            mend="copy the file again; if it was saved so, its training failed: train again "
+            "with a lower learning rate",
+        )
 
 
 def _unpickled(file: Path) -> Any:

@@ -86,11 +86,7 @@ def take_apart(checkpoint: Checkpoint, spec: BackboneSpec) -> ClassifierParts:
     except UserError:
         raise
     except Exception as error:  # timm, torchvision and torch raise many kinds of their options
-        raise UserError(
-            f"{spec.name} cannot be built as a classifier: {str(error).strip() or type(error).__name__}",
-            where="backbone",
-            mend="correct backbone.name and backbone.options",
-        ) from None
+        raise _cannot_be_built(spec, error) from None
     names = tuple(_between(whole, trunk, linear))
     neck = _neck(whole, names)
     layer = whole.get_submodule(linear)
@@ -103,7 +99,21 @@ def take_apart(checkpoint: Checkpoint, spec: BackboneSpec) -> ClassifierParts:
 
 def classifier_neck(spec: BackboneSpec, names: tuple[str, ...]) -> nn.Sequential:
     """The modules of these names of the network that ``spec`` names, with random weights."""
-    return _neck(_build(spec, 1), names) if names else nn.Sequential()
+    if not names:
+        return nn.Sequential()
+    try:
+        return _neck(_build(spec, 1), names)
+    except Exception as error:  # timm, torchvision and torch raise many kinds of their options
+        raise _cannot_be_built(spec, error) from None
+
+
+def _cannot_be_built(spec: BackboneSpec, error: Exception) -> UserError:
+    reason = str(error).strip() or type(error).__name__
+    return UserError(
+        f"{spec.name} cannot be built as a classifier: {reason}",
+        where="backbone",
+        mend="correct backbone.name and backbone.options",
+    )
 
 
 def _refuse_by_name(spec: BackboneSpec) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
+from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.mxnet import read_params
 from weakseg.networks.spec import BackboneSpec
 
@@ -242,8 +243,7 @@ def _load(network: ResNet38, file: Path) -> None:
             raise _misfit(file, f"the tensor {key} is missing")
         if found.shape != tensor.shape:
             raise _misfit(file, f"{key} has shape {tuple(found.shape)}, not {tuple(tensor.shape)}")
-        if not found.isfinite().all():
-            raise _misfit(file, f"{key} holds values that are not finite")
+    require_finite({key: given[key] for key in own}, file)
     network.load_state_dict({key: given[key] for key in own}, strict=False)
 
 

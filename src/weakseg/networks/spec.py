@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from weakseg.config import Frozen
 
 __all__ = ["BackboneSpec", "Projection"]
+
+_NAME = re.compile(r"(?:torchvision/)?\w+(?:\.[\w.-]+)?", re.ASCII)
+_WORDS = {"pretrained", "checkpoint", "weights", "file", "url", "hub", "cache"}
+"""Words in names of arguments with which timm and torchvision open files or the network."""
+
+_HARMLESS = {"pretrained_window_size", "pretrained_window_sizes", "use_checkpoint"}
+_OURS = {"num_classes", "features_only", "progress"}  # arguments that the backbone gives itself
+_PATH = re.compile(
+    r"[/\\:]|^~|\.(?:pth?|bin|ckpt|npz|npy|pkl|tar|params|safetensors|json|ya?ml)$", re.I
+)
 
 
 class BackboneSpec(Frozen):
@@ -51,6 +63,31 @@ class BackboneSpec(Frozen):
         description="more arguments of the network, as timm, torchvision or resnet38 take them",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        """timm would take ``hf-hub:owner/name`` and ``local-dir:path`` too, with code of others."""
+        if not _NAME.fullmatch(name):
+            raise ValueError("is no name of a network of timm or torchvision, and no resnet38")
+        return name
+
+    @field_validator("options")
+    @classmethod
+    def _options_open_nothing(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key, value in _leaves(options):
+            words = set(re.split(r"[^a-z]+", key.rpartition(".")[2].lower()))
+            if key in _OURS or (words & _WORDS and key not in _HARMLESS):
+                raise ValueError(
+                    f"{key} is no option: a network's weights come from `weights: file` or "
+                    "`pretrained: true` alone, and its outputs are settled here"
+                )
+            if isinstance(value, str) and _PATH.search(value):
+                raise ValueError(
+                    f"{key} = {value!r:.80} names a file or an address, and options open none: "
+                    "weights come from `weights: file` or `pretrained: true` alone"
+                )
+        return options
+
     @model_validator(mode="before")
     @classmethod
     def _weights_win(cls, values: Any) -> Any:
@@ -88,3 +125,16 @@ class Projection(Frozen):
     classes: tuple[tuple[int, ...], ...]
     loss: Literal["softmax", "sigmoid"]
     neck: tuple[str, ...] = ()
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested settings in dotted form, with what stands there."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            yield path, inner
+            yield from _leaves(inner, path)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield key, inner
+            yield from _leaves(inner, key)

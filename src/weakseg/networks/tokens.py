@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weakseg.errors import UserError
+from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.spec import BackboneSpec
 
 if TYPE_CHECKING:
@@ -255,7 +256,9 @@ def create_tokens(spec: BackboneSpec, file: Path | None) -> VisionTokens:
         raise ValueError(f"these options make it a {type(transformer).__name__}")
     network = VisionTokens(transformer)
     if file is not None:
-        _load(transformer, load_state_dict(str(file), weights_only=True))
+        given = load_state_dict(str(file), weights_only=True)
+        require_finite(given, file)
+        _load(transformer, given)
     return network
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from weakseg.config import validate
 from weakseg.console import console
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
@@ -81,7 +82,10 @@ def with_classifier(recipe: Recipe) -> Recipe:
     names = method.get("classifier_classes")
     if isinstance(names, str):
         method["classifier_classes"] = str(_existing(Path(names)).absolute())
-    return recipe.model_copy(update={"backbone": spec.model_copy(update=values), "method": method})
+    named_spec = validate(  # what the file says of itself is checked like a recipe
+        BackboneSpec, {**spec.model_dump(), **values}, where=checkpoint.file, prefix="backbone"
+    )
+    return recipe.model_copy(update={"backbone": named_spec, "method": method})
 
 
 def projected_inputs(recipe: Recipe, images: Collection) -> dict[str, Any] | None:
