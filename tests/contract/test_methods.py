@@ -214,6 +214,7 @@ class MethodContract:
         assert maps.kind in ("logit", "unit", "probability")
         if maps.kind != "logit":
             assert maps.scores.min() >= 0
+        if maps.kind == "probability":
             assert maps.scores.max() <= 1
         if maps.background is not None:
             assert maps.kind == "probability"

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from weakseg.errors import UserError
 from weakseg.export.model import load, save
-from weakseg.inference import Normalise, Predictor
-from weakseg.methods import Batch, build
+from weakseg.inference import Normalise, Predictor, multi_scale
+from weakseg.methods import Batch, build, resolve
 from weakseg.methods.mctformer import MCTformer, _contrast, _pooled, _root, _spread
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
+from weakseg.recipe import load_recipe
 
 SPEC = BackboneSpec(name="test_vit", pretrained=False)
-PLUS = {"layers": 6, "root": True, "decay": 0.996, "contrast": 1}
+PLUS = {"layers": 6, "root": True, "decay": 0.996, "contrast": 1, "positions": "bicubic"}
 SIDE, SQUARE = 48, 16
 
 
@@ -56,14 +57,18 @@ def test_the_contrast_by_hand():
     found = _contrast(tokens, torch.tensor([[1.0, 0, 1]]))
     assert found.item() == pytest.approx(((apart + alike) / 2 + apart) / 2)
     assert _contrast(tokens, torch.zeros(1, 3)).item() == 0
+    # Images weigh alike, however many classes they show; those without any have no part.
+    several = tokens.expand(3, -1, -1, -1)
+    found = _contrast(several, torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 0, 1]]))
+    assert found.item() == pytest.approx((((apart + alike) / 2 + apart) / 2 + apart) / 2)
     assert _contrast(tokens[:, :, :1], torch.ones(1, 1)).item() == pytest.approx(0)
 
 
-def test_the_root_is_exact_at_zero_and_steep_nowhere():
+def test_the_root_is_exact_and_steep_nowhere():
     x = torch.tensor([0.0, 1e-12, 1e-3, 0.25, 9.0], requires_grad=True)
     y = _root(x)
     assert y[0] == 0
-    torch.testing.assert_close(y.detach(), x.detach().sqrt(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(y.detach(), x.detach().sqrt(), atol=1e-6, rtol=1e-6)
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
@@ -110,8 +115,9 @@ def test_the_loss_is_the_formula_of_the_docstring(settings: dict):
                         for other in found.tokens[b, block]
                     ]
                 )
-                total -= batch.tags[b, k] * alike.log_softmax(0)[k] / 6
-            wanted["contrast"] = total / 3
+                share = batch.tags[b, k] / batch.tags[b].sum()
+                total -= share * alike.log_softmax(0)[k] / 6
+            wanted["contrast"] = total / 2
         losses = model.losses(batch, 0.0)
     assert tuple(losses) == model.terms
     torch.testing.assert_close(losses, wanted)
@@ -121,18 +127,99 @@ def test_the_loss_is_the_formula_of_the_docstring(settings: dict):
 def test_heads_are_the_formulas_of_the_docstring(settings: dict):
     model, images = new(**settings).eval(), torch.randn(2, 3, 48, 64)
     with torch.inference_mode():
-        maps = {head: model(images, head).scores for head in model.heads}
         found = model.tokens(model.backbone, images, affinity=True)
+        merged = {head: model(images, head) for head in model.heads}
+        maps = {head: of.scores for head, of in merged.items()}
+        cam = F.conv2d(found.levels[-1], model.head.weight, model.head.bias, padding=1)
     assert model.heads == ("affinity", "fused", "cam", "attention")
+    assert {of.kind for of in merged.values()} == {"unit"}
+    torch.testing.assert_close(maps["cam"], cam.clamp(min=0))
     attention = found.attention[:, -6 if settings else -3 :].mean(1) * 12
     torch.testing.assert_close(maps["attention"], attention)
-    fused = attention * maps["cam"].clamp(min=0)
+    fused = attention * maps["cam"]
     if settings:
-        fused = (fused + 2**-20).sqrt() - 2**-10
+        fused = fused.sqrt()
     torch.testing.assert_close(maps["fused"], fused)
     assert found.affinity is not None
     spread = torch.einsum("bkn,bmn->bkm", fused.flatten(2), found.affinity)
     torch.testing.assert_close(maps["affinity"].flatten(2), spread)
+
+
+def test_attention_can_count_as_it_is():
+    model, images = new(relative=False).eval(), torch.randn(1, 3, 48, 64)
+    relative = new().eval()
+    relative.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        for head, factor in (("attention", 12), ("fused", 12), ("cam", 1)):
+            found, wanted = model(images, head).scores * factor, relative(images, head).scores
+            torch.testing.assert_close(found, wanted)
+
+
+def test_the_cam_reads_tokens_as_they_leave_the_last_block():
+    """Without the final norm, which is then not trained; ``norm`` puts it back."""
+    model, images = new().eval(), torch.randn(1, 3, 64, 64)
+    normed = new(norm=True).eval()
+    for network in (model, normed):
+        norm = network.backbone.network.transformer.norm
+        torch.nn.init.constant_(norm.weight, 2.0)
+        torch.nn.init.constant_(norm.bias, 0.5)
+    normed.load_state_dict(model.state_dict())
+    left: list[Tensor] = []
+    model.backbone.network.blocks[-1].register_forward_hook(lambda _m, _i, out: left.append(out))
+    with torch.inference_mode():
+        found, wanted = model(images, "cam").scores, normed(images, "cam").scores
+        tokens = left[0][:, 3:]
+        for scores, x in (
+            (found, tokens),
+            (wanted, 2 * F.layer_norm(tokens, (64,), eps=1e-6) + 0.5),
+        ):
+            x = x.transpose(1, 2).unflatten(2, (4, 4))
+            cam = F.conv2d(x, model.head.weight, model.head.bias, padding=1)
+            torch.testing.assert_close(scores, cam.relu())
+    assert not torch.allclose(found, wanted)
+    for network, trained in ((model, False), (normed, True)):
+        parts = network.backbone.network.transformer.norm.parameters()
+        assert all(p.requires_grad is trained for p in parts)
+
+
+def test_seeds_are_the_range_of_the_sum_with_the_mirrored_image():
+    """So the floor that attention between patches leaves under a map is taken off."""
+    model = new().eval()
+    for p in model.parameters():  # far from their start, where attention is even
+        torch.nn.init.normal_(p, mean=float(p.ndim == 1), std=0.2)
+    normalise = Normalise(tuple(model.backbone.mean), tuple(model.backbone.std))
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        plain = model(normalise(images)).scores
+        mirrored = model(normalise(images.flip(3))).scores
+        seeds = multi_scale(model, images, normalise, flip=True).scores
+    assert (plain.amin((2, 3)) > 0.1 * plain.amax((2, 3))).any()  # there is one
+    total = torch.zeros(1, 3, 64, 96)
+    for maps, turned in ((plain, False), (mirrored, True)):
+        large = F.interpolate(maps, (64, 96), mode="bilinear", align_corners=False)
+        total += large.flip(3) if turned else large
+    low, high = total.amin((2, 3), keepdim=True), total.amax((2, 3), keepdim=True)
+    torch.testing.assert_close(seeds, (total - low) / (high - low), atol=1e-3, rtol=0)
+    assert seeds.amin((2, 3)).max() == 0
+
+
+def test_the_shipped_recipes_are_the_published_forms():
+    v2, plus, vit = (
+        load_recipe(f"voc12/{name}")
+        for name in ("mctformer_deit_s", "mctformer_plus_deit_s", "acr_vit")
+    )
+    _, settings = resolve(v2.method)
+    assert settings == MCTformer.Config()
+    assert (settings.layers, settings.norm, settings.positions) == (3, False, "bicubic+.1")
+    assert (v2.seeds.scales, v2.seeds.flip) == ((1.0,), True)
+    _, settings = resolve(vit.method)
+    assert resolve(settings.classifier)[1] == MCTformer.Config()
+    assert vit.seeds.flip
+    _, settings = resolve(plus.method)
+    assert settings == MCTformer.Config(
+        layers=12, root=True, decay=0.996, contrast=1, positions="bicubic", relative=False
+    )
+    assert (plus.seeds.scales, plus.seeds.flip) == ((1.0, 0.75, 1.25), True)
 
 
 def test_affinity_can_be_left_out():
@@ -147,7 +234,7 @@ def test_affinity_can_be_left_out():
 def test_classify_gives_fused_maps_with_gradients_and_exact_zeros(settings: dict):
     model, batch = new(**settings), batch_of()
     maps, _ = model.classify(batch)
-    assert maps.kind == "logit"
+    assert maps.kind == "unit"
     with torch.no_grad():
         cam = model(batch.images, "cam").scores
         assert maps.logits is not None

@@ -1,5 +1,6 @@
 """Transformers behind the backbone contract, and class tokens whose attention is timm's own."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from weakseg.errors import UserError
 from weakseg.networks.backbone import Backbone, make_backbone
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
-from weakseg.networks.tokens import ClassTokens, TokenMaps, VisionTokens, is_transformer
+from weakseg.networks.tokens import (
+    ClassTokens,
+    Resampling,
+    TokenMaps,
+    VisionTokens,
+    is_transformer,
+)
 
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 64}
 DEIT = ("deit_tiny_patch16_224", TINY)
@@ -260,6 +267,45 @@ def test_with_the_networks_own_token_the_passage_is_timms():
         torch.testing.assert_close(ours, theirs)
     for ours, theirs in zip(maps.levels, backbone(images), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def cubic(x: float) -> float:
+    """Keys' kernel with a = -.75."""
+    x, a = abs(x), -0.75
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def resampling(old: int, new: int, factor: float) -> Tensor:
+    """(new, old) weights of cubic interpolation, with cells beyond the border as the last one."""
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    for i in range(new):
+        place = (i + 0.5) / factor - 0.5
+        for tap in range(math.floor(place) - 1, math.floor(place) + 3):
+            weights[i, min(max(tap, 0), old - 1)] += cubic(place - tap)
+    return weights
+
+
+@pytest.mark.parametrize(("way", "more"), [("bicubic", 0.0), ("bicubic+.1", 0.1)])
+@pytest.mark.parametrize("grid", [(7, 3), (2, 4), (4, 4)])
+def test_positions_of_another_grid_by_hand(way: Resampling, more: float, grid: tuple[int, int]):
+    backbone = of("deit")  # its own grid is 4 x 4, behind one class token
+    timms = network_of(backbone).transformer
+    own = timms.pos_embed[0].detach().double()
+    rows, columns = (resampling(4, new, (new + more) / 4) for new in grid)
+    wanted = torch.einsum("yi,xj,ijd->yxd", rows, columns, own[1:].unflatten(0, (4, 4)))
+    if grid == (4, 4):
+        wanted = own[1:].unflatten(0, (4, 4))
+    tokens = ClassTokens(backbone, 2, resampling=way)
+    images = torch.zeros(1, 3, 16 * grid[0], 16 * grid[1])
+    seen: list[Tensor] = []
+    timms.blocks[0].register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    read(backbone, tokens, images)
+    with torch.no_grad():
+        patches = timms.patch_embed(images)[0]
+    found = seen[0][0, 2:].unflatten(0, grid) - patches
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["class token", "distilled", "no prefix", "no positions"])

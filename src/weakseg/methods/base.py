@@ -73,7 +73,7 @@ class Maps:
     Attributes:
         scores: (B, K, h, w), one map for each foreground class.
         kind: How scales and flips merge: ``logit`` (sum of positive parts, then divided by the
-            maximum), ``unit`` (mean, then min-max), ``probability`` (mean).
+            maximum), ``unit`` (not negative; mean, then min-max), ``probability`` (mean).
         background: (B, 1, h, w), with ``probability`` only.
         logits: (B, K) image-level logits, where the network classifies.
     """

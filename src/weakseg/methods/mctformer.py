@@ -7,7 +7,7 @@ objects end and class activation maps of the patch tokens know which class is wh
 is the seed. Attention between patches, as affinity, completes it.
 
 The loss, with L blocks, class tokens :math:`t^l \in R^{B \times K \times D}` behind block l, patch
-tokens :math:`x \in R^{B \times D \times h \times w}` behind the last one and its norm, the patch CAM
+tokens :math:`x \in R^{B \times D \times h \times w}` behind the last one, the patch CAM
 :math:`P = W_{3 \times 3} * x + b \in R^{B \times K \times h \times w}` with its values
 :math:`P_{(1)} \ge P_{(2)} \ge \dots` in falling order, :math:`\ell` the multi-label soft-margin loss
 and tags :math:`Y \in \{0, 1\}^{B \times K}`:
@@ -15,7 +15,7 @@ and tags :math:`Y \in \{0, 1\}^{B \times K}`:
 .. math::
     L_{cls\,token} &= \ell(\tfrac1D \sum_d t^L_d, \; Y) \\
     L_{cls\,patch} &= \ell(\sum_r \rho^r P_{(r)} / \sum_r \rho^r, \; Y) \\
-    L_{contrast} &= -\frac{w}{L \sum Y} \sum_{l,b,k} Y_{bk}
+    L_{contrast} &= -\frac{w}{B L} \sum_b \frac{1}{\sum_k Y_{bk}} \sum_{l,k} Y_{bk}
         \log \mathrm{softmax}_j [\cos(t^l_{bk}, t^l_{bj})]_k
 
 The maps, with :math:`A^l \in R^{K \times N}` and :math:`E^l \in R^{N \times N}` the attention of class
@@ -25,13 +25,18 @@ tokens to the N = h w patches and among patches, both averaged over heads, and n
     F = \frac{N}{n} \sum_{l > L - n} A^l \odot \mathrm{ReLU}(P), \qquad
     F' = F \, (\tfrac1L \sum_l E^l)^\top
 
+Maps of scales and mirrored images are enlarged and added, and the range of the sum is brought to
+[0, 1] for each class: what all patches gather in F' is taken off.
+
 Paper and code. There are two generations. V2 (CVPR) adds the attention of the last 3 blocks, pools P
 by its average (:math:`\rho = 1`) and has no contrast; "+" takes the mean of 12 blocks and the square
-root of F, :math:`\rho = .996` and w = 1. The defaults are V2's; the settings say what "+" has. Sums and
-means over blocks differ by a factor that normalisation removes. The factor N is ours: a large view
-shares the same attention among more patches, and without it small views would outweigh large ones
-where scales are added. The final norm touches patches alone: behind a norm with equal weights, the
-mean of a token over its channels would be constant.
+root of F, :math:`\rho = .996` and w = 1, and resamples positions a little differently. The defaults
+are V2's; the settings say what "+" has, and ``voc12/mctformer_plus_deit_s`` sets it. Sums and means
+over blocks differ by a factor that normalisation removes. The factor N is ours (``relative``): a
+large view shares the same attention among more patches, and without it small views would outweigh
+large ones where scales are added. Both published programs read the patches as they leave the last
+block, without the final norm (``norm``). Sides that are no multiples of a patch are resized to the
+nearest ones here, and reduced to a multiple there.
 """
 
 from __future__ import annotations
@@ -45,11 +50,12 @@ from weakseg.config import Frozen
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Classifier, Maps, methods
 from weakseg.networks.backbone import MakeBackbone
-from weakseg.networks.tokens import ClassTokens, TokenMaps
+from weakseg.networks.tokens import ClassTokens, Resampling, TokenMaps
 
 __all__ = ["MCTformer"]
 
-_ROOT = 2.0**-20  # bounds the slope of the square root; its own root is exact
+_ROOT = 2.0**-20  # bounds the slope of the square root
+_LEAST = 1e-6  # of an image's tags: less is none
 
 
 @methods.register("mctformer")
@@ -62,7 +68,11 @@ class MCTformer(Classifier):
         paper="Xu et al., CVPR 2022",
         year=2022,
         idea="a transformer with one token per class: each token's attention is its class's map",
-        recipes=("voc12/mctformer_deit_s", "coco14/mctformer_deit_s"),
+        recipes=(
+            "voc12/mctformer_deit_s",
+            "voc12/mctformer_plus_deit_s",
+            "coco14/mctformer_deit_s",
+        ),
         published={
             "VOC train seed mIoU (DeiT-S, oracle threshold)": 61.7,
             "VOC train mIoU after walk (DeiT-S)": 69.1,
@@ -89,6 +99,19 @@ class MCTformer(Classifier):
         contrast: float = Field(
             0.0, ge=0, description="weight of the contrast between class tokens (V2: 0, +: 1)"
         )
+        norm: bool = Field(
+            False, description="final norm of the patch tokens that the CAM reads (both: false)"
+        )
+        positions: Resampling = Field(
+            "bicubic+.1",
+            description="how position embeddings are made for another grid of patches: bicubic by "
+            "(m + .1) / n (V2), by m / n (+), or timm's, which is antialiased",
+        )
+        relative: bool = Field(
+            True,
+            description="attention counts relative to an even spread, so that scales weigh alike; "
+            "false = as it is, so that small views weigh more (both)",
+        )
         affinity: bool = Field(
             True,
             description="spread the seeds by the attention between patches (both: true); false "
@@ -100,7 +123,9 @@ class MCTformer(Classifier):
     def __init__(self, make_backbone: MakeBackbone, num_classes: int, config: Frozen) -> None:
         super().__init__(make_backbone, num_classes, config)
         self.backbone = make_backbone()
-        self.tokens = ClassTokens(self.backbone, num_classes)
+        self.tokens = ClassTokens(
+            self.backbone, num_classes, self.config.norm, self.config.positions
+        )
         self.head = nn.Conv2d(self.backbone.levels[-1].channels, num_classes, 3, padding=1)
         depth = self.tokens.depth
         if self.config.layers > depth:
@@ -124,24 +149,25 @@ class MCTformer(Classifier):
         }
         if self.config.contrast:
             terms["contrast"] = self.config.contrast * _contrast(found.tokens, batch.tags)
-        maps = Maps(self._fused(found, cam), kind="logit", logits=(by_token + by_patch) / 2)
+        maps = Maps(self._fused(found, cam), kind="unit", logits=(by_token + by_patch) / 2)
         return maps, terms
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
-        """``affinity``: fused maps spread; ``fused``; ``cam``: of patches; ``attention``."""
+        """``affinity``: fused maps spread; ``fused``; ``cam``: of patches, its positive part;
+        ``attention``."""
         head = head or self.heads[0]
         found = self.tokens(self.backbone, images, affinity=head == "affinity")
         cam = self.head(found.levels[-1]).float()
         logits = torch.stack(self._logits(found, cam)).mean(0)
         if head == "cam":
-            scores = cam
+            scores = cam.relu()
         elif head == "attention":
             scores = self._attention(found)
         else:
             scores = self._fused(found, cam)
         if found.affinity is not None:
             scores = _spread(scores, found.affinity)
-        return Maps(scores, kind="logit", logits=logits)
+        return Maps(scores, kind="unit", logits=logits)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Patch tokens (B, D, h, w) of each level, from the passage beside class tokens."""
@@ -152,9 +178,10 @@ class MCTformer(Classifier):
         return found.tokens[:, -1].float().mean(2), _pooled(cam, self.config.decay)
 
     def _attention(self, found: TokenMaps) -> Tensor:
-        """Class attention (B, K, h, w) of the blocks that count; 1 = as if spread over all patches."""
+        """Class attention (B, K, h, w) of the blocks that count; where it is relative, 1 = as if
+        spread over all patches."""
         attention = found.attention[:, -self.config.layers :].mean(1)
-        return attention * attention[0, 0].numel()
+        return attention * attention[0, 0].numel() if self.config.relative else attention
 
     def _fused(self, found: TokenMaps, cam: Tensor) -> Tensor:
         """Attention times the positive part of the patch CAM (B, K, h, w), exact zeros kept."""
@@ -172,16 +199,19 @@ def _pooled(cam: Tensor, decay: float) -> Tensor:
 
 
 def _contrast(tokens: Tensor, tags: Tensor) -> Tensor:
-    """How little class tokens (B, L, K, D) differ from each other, over present classes (B, K)."""
+    """How little class tokens (B, L, K, D) differ from each other: the mean over present classes
+    (B, K) of each image, then over images that have any."""
     with torch.autocast(tokens.device.type, enabled=False):
         unit = F.normalize(tokens.float(), dim=3)
         own = (unit @ unit.transpose(2, 3)).log_softmax(3).diagonal(dim1=2, dim2=3)
-    return -(own.mean(1) * tags).sum() / tags.sum().clamp(min=1)
+    share = tags / tags.sum(1, keepdim=True).clamp(min=_LEAST)
+    return -(own.mean(1) * share).sum() / tags.any(1).sum().clamp(min=1)
 
 
 def _root(scores: Tensor) -> Tensor:
-    """Square root whose slope is finite at 0, and whose value there is 0."""
-    return (scores + _ROOT).sqrt() - _ROOT**0.5
+    """Square root, whose slope is bounded near 0."""
+    smooth = (scores + _ROOT).sqrt()
+    return smooth + (scores.detach().sqrt() - smooth.detach())
 
 
 def _spread(scores: Tensor, affinity: Tensor) -> Tensor:

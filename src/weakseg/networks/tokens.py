@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
@@ -32,7 +32,19 @@ from weakseg.networks.spec import BackboneSpec
 if TYPE_CHECKING:
     from weakseg.networks.backbone import Backbone
 
-__all__ = ["ClassTokens", "TokenMaps", "VisionTokens", "create_tokens", "is_transformer"]
+__all__ = [
+    "ClassTokens",
+    "Resampling",
+    "TokenMaps",
+    "VisionTokens",
+    "create_tokens",
+    "is_transformer",
+]
+
+Resampling = Literal["timm", "bicubic", "bicubic+.1"]
+"""How position embeddings of another grid of patches are made, all of them bicubic: ``timm`` with
+a = -.5 and antialiasing, the others with a = -.75 and without, scaled by the grids' ratio m / n, or
+by (m + .1) / n."""
 
 _FAMILIES = ("vision_transformer", "vision_transformer_hybrid", "deit")  # files of timm
 _NOISE = 0.02
@@ -108,7 +120,9 @@ class VisionTokens(nn.Module):
         joined = torch.cat(tokens + [token[0] for token in self.own_tokens()])
         return joined + self._positions()[: self._embedded] if self._embedded else joined
 
-    def embed(self, images: Tensor, prefix: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(
+        self, images: Tensor, prefix: Tensor, resampling: Resampling = "timm"
+    ) -> tuple[Tensor, tuple[int, int]]:
         """What the first block reads: tokens (B, P + h * w, D) behind a prefix (P, D), and (h, w)."""
         t = self.transformer
         grid = self.grid(images.shape[-2], images.shape[-1])
@@ -119,7 +133,7 @@ class VisionTokens(nn.Module):
             )
         patches = t.patch_embed(images).flatten(1, 2)  # (B, h, w, D) before
         if t.pos_embed is not None:
-            patches = patches + self._positions(grid)[self._embedded :]
+            patches = patches + self._positions(grid, resampling)[self._embedded :]
         tokens = torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], 1)
         return t.norm_pre(t.pos_drop(tokens)), grid
 
@@ -132,21 +146,44 @@ class VisionTokens(nn.Module):
         if block in self._taps:
             states[block] = tokens
 
-    def maps(self, states: dict[int, Tensor], grid: tuple[int, int]) -> list[Tensor]:
-        """Levels (B, D, h, w) of the tokens that ``keep`` kept, whatever their prefix."""
-        t = self.transformer
+    def maps(
+        self, states: dict[int, Tensor], grid: tuple[int, int], norm: bool = True
+    ) -> list[Tensor]:
+        """Levels (B, D, h, w) of the tokens that ``keep`` kept, whatever their prefix.
+
+        ``norm`` says whether those of the last level go through the final norm.
+        """
         cells = grid[0] * grid[1]
         levels = [states[i][:, -cells:] for i in self._taps]
-        levels[-1] = t.fc_norm(t.norm(levels[-1]))  # where one is, the other does nothing
+        if norm:
+            for module in self.final_norms():
+                levels[-1] = module(levels[-1])
         return [level.transpose(1, 2).unflatten(2, grid) for level in levels]
 
-    def _positions(self, grid: tuple[int, int] | None = None) -> Tensor:
+    def final_norms(self) -> tuple[nn.Module, nn.Module]:
+        """What the transformer has behind its blocks: where one is, the other does nothing."""
+        return self.transformer.norm, self.transformer.fc_norm
+
+    def _positions(
+        self, grid: tuple[int, int] | None = None, resampling: Resampling = "timm"
+    ) -> Tensor:
         """Position embeddings (P + h * w, D); those of patches at another grid if it is given."""
         t = self.transformer
+        assert t.pos_embed is not None
         own = t.patch_embed.grid_size
-        return resample_abs_pos_embed(
-            t.pos_embed, list(grid or own), own, num_prefix_tokens=self._embedded
-        )[0]
+        grid = grid or own
+        if resampling == "timm" or grid == own:
+            return resample_abs_pos_embed(
+                t.pos_embed, list(grid), own, num_prefix_tokens=self._embedded
+            )[0]
+        prefix, patches = t.pos_embed[0].split([self._embedded, own[0] * own[1]])
+        maps = patches.float().T.unflatten(1, own)[None]
+        if resampling == "bicubic":
+            maps = F.interpolate(maps, grid, mode="bicubic")
+        else:
+            factors = [(new + 0.1) / old for new, old in zip(grid, own, strict=True)]
+            maps = F.interpolate(maps, scale_factor=factors, mode="bicubic")
+        return torch.cat([prefix, maps[0].flatten(1).T.to(prefix.dtype)])
 
 
 @dataclass
@@ -181,6 +218,9 @@ class ClassTokens(nn.Module):
     Args:
         backbone: A vision transformer; it is left outside this module.
         num_classes: K.
+        norm: Whether patch tokens of the last level go through the backbone's final norm; where
+            they do not, it is not trained.
+        resampling: How positions of another grid of patches are made.
 
     Attributes:
         depth: L, blocks of the backbone.
@@ -189,15 +229,25 @@ class ClassTokens(nn.Module):
         UserError: The backbone is no vision transformer, or its attention is of another kind.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        norm: bool = True,
+        resampling: Resampling = "timm",
+    ) -> None:
         super().__init__()
         network = _transformer_of(backbone)
+        self.norm, self.resampling = norm, resampling
         self.depth = network.depth
         token, position = network.class_token()
         self.tokens = nn.Parameter(_copies(token, num_classes))
         self.positions = nn.Parameter(_copies(position, num_classes))
         for replaced in network.own_tokens():
             replaced.requires_grad_(False)
+        if not norm:
+            for module in network.final_norms():
+                module.requires_grad_(False)
 
     def forward(self, backbone: Backbone, images: Tensor, affinity: bool = False) -> TokenMaps:
         """Tokens, levels and attention of normalised images (B, 3, H, W).
@@ -208,7 +258,7 @@ class ClassTokens(nn.Module):
             affinity: Whether the attention between patches is wanted.
         """
         network: VisionTokens = backbone.network  # type: ignore[assignment]
-        x, grid = network.embed(images, self.tokens + self.positions)
+        x, grid = network.embed(images, self.tokens + self.positions, self.resampling)
         count = len(self.tokens)
         states: dict[int, Tensor] = {}
         tokens, rows = [], []
@@ -226,7 +276,7 @@ class ClassTokens(nn.Module):
                     between = more if between is None else between + more
         return TokenMaps(
             torch.stack(tokens, 1),
-            network.maps(states, grid),
+            network.maps(states, grid, self.norm),
             torch.stack(rows, 1).unflatten(3, grid),
             between,
         )
