@@ -71,6 +71,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "acr: pretrained, srf": ACR | {"strategy": "pretrained"},
     "acr: adversarial": ACR | {"srf": False},
     "mctformer": MCTFORMER,
+    "mctformer: norm": MCTFORMER | {"norm": True},
+    "mctformer: affinity": MCTFORMER | {"affinity": True},
     "acr+vit": ACR | {"name": "acr+vit", "classifier": MCTFORMER},
     "recurseed": RECURSEED,
     "recurseed: without scg": RECURSEED | {"scg": False},
@@ -85,8 +87,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-TRANSFORMERS = ("mctformer", "acr+vit")
-"""They go on from an MCTformer on a network of their own, instead of the CAM."""
+TRANSFORMERS = {
+    "mctformer": MCTFORMER,
+    "mctformer: norm": MCTFORMER | {"norm": True},
+    "mctformer: affinity": MCTFORMER,
+    "acr+vit": MCTFORMER,
+}
+"""They go on from such an MCTformer on a network of their own, instead of the CAM."""
 VIT = {
     "name": "vit_tiny_r_s16_p8_224",  # patches of 2 cells of a convolutional stem of stride 4
     "pretrained": False,
@@ -120,12 +127,13 @@ def main() -> None:
     args = parser.parse_args()
     for seed in args.seeds:
         for variant in args.variants:
-            vit = variant in TRANSFORMERS
-            warm = args.out / f"warmup-{'vit-' if vit else ''}{seed}"
-            run_recipe(recipe_of(seed, vit=vit), warm, until="train")
+            start = TRANSFORMERS.get(variant)
+            kind = "" if start is None else "vit-norm-" if start.get("norm") else "vit-"
+            warm = args.out / f"warmup-{kind}{seed}"
+            run_recipe(recipe_of(seed, start=start), warm, until="train")
             name = variant + (f" ({args.name})" if args.name else "")
             folder = folder_of(args.out, name, seed)
-            recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets, vit)
+            recipe = recipe_of(seed, VARIANTS[variant], warm, args.sets, start)
             last = "seeds" if "train" in args.on else "train"
             run = RunFolder(run_recipe(recipe, folder, until=last).folder)
             command = f"benchmarks/methods.py --variants '{variant}' --seeds {seed}"
@@ -139,13 +147,14 @@ def recipe_of(
     method: dict[str, Any] | None = None,
     warm: Path | None = None,
     sets: list[str] | None = None,
-    vit: bool = False,
+    start: dict[str, Any] | None = None,
 ) -> Recipe:
+    """The demo, or a training that goes on from it; ``start`` is the method of a transformer's."""
     demo = load_recipe("demo").model_dump(mode="json")
     demo |= {"seed": seed, "segmenter": {"enabled": False}}
     demo["train"] |= {"crop": 128, "resize": [0.875, 1.3], "snapshot_every": 31}  # an epoch
-    if vit:
-        demo |= {"method": MCTFORMER, "backbone": VIT}
+    if start is not None:
+        demo |= {"method": start, "backbone": VIT}
         demo["train"] |= {"lr": 0.002, "weight_decay": 0.05, "clip": 1.0}
     if method is not None:
         demo["method"] = method

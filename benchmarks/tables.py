@@ -194,7 +194,7 @@ def _compared_on_voc() -> list[str]:
 
 def _name(variant: str) -> str:
     """The method of a variant: ``acr`` of ``acr: without t``."""
-    return "" if variant in VIT else variant.partition(":")[0].partition("+")[0]
+    return "" if variant.startswith(VIT) else variant.partition(":")[0].partition("+")[0]
 
 
 def _settings(config: type[Frozen], but: type[Frozen] | None = None) -> list[str]:
@@ -488,7 +488,7 @@ def _family(keep: Callable[[str], bool], head: str, keys: Sequence[str], chosen:
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("methods.csv"):
         wanted = row["variant"] == "cam" or keep(row["variant"])
-        if row["set"] == "held-out" and wanted and row["variant"] not in VIT:
+        if row["set"] == "held-out" and wanted and not row["variant"].startswith(VIT):
             groups[row["variant"], row["head"]][row["seed"]] = row
     lines = [
         f"shapes-v1, 500 images of another seed of the generator. {chosen}",
@@ -577,7 +577,7 @@ def _on_transformers() -> list[str]:
     """MCTformer and ACR on it, on held-out images of shapes-v1."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("methods.csv"):
-        if row["set"] == "held-out" and row["variant"] in VIT:
+        if row["set"] == "held-out" and row["variant"].startswith(VIT):
             groups[row["variant"], row["head"]][row["seed"]] = row
     keys = BOTH
     lines = [
