@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakseg.data.images import image_size, read_image, read_mask, voc_palette, write_mask
+from weakseg.data.images import (
+    image_size,
+    read_image,
+    read_mask,
+    same_shape,
+    voc_palette,
+    write_mask,
+)
 from weakseg.errors import UserError
 
 ORIENTATION = 0x0112
@@ -222,3 +229,17 @@ def test_failed_write_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.Mo
         write_mask(tmp_path / "a.png", np.zeros((2, 2), int))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert read_mask(tmp_path / "a.png").all()
+
+
+def test_one_shape_at_two_sizes():
+    """Every rounded reduction of an image has its shape; what is turned or cut has not."""
+    sizes = [(30, 1200), (1200, 30), (1, 999), (375, 500), (500, 375), (7, 7), (1, 1)]
+    for height, width in sizes:
+        for side in (1, 2, 17, 256, 900, 2000):
+            scale = side / max(height, width)
+            other = max(1, round(height * scale)), max(1, round(width * scale))
+            assert same_shape(other, (height, width)) and same_shape((height, width), other)
+    assert not same_shape((30, 1200), (1200, 30))
+    assert not same_shape((256, 7), (30, 1200))
+    assert not same_shape((375, 400), (375, 500))
+    assert not same_shape((48, 48), (48, 64))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 import weakseg
@@ -229,3 +231,39 @@ def test_starting_from_another_backbone_is_refused(folders, name: str):
     with pytest.raises(UserError, match="no tensor of this model fits the network"):
         initialise(model, folders["method"][0])
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "*x*",
+    "[a](http://x.example)",
+    "`x`",
+    "# h",
+    "line\nbreak",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_card_shows_names_as_they_are(name: str, folders, tmp_path: Path):
+    """Names of classes, files, data sets and splits are words of others."""
+    model = load(folders["method"][0])
+
+    def shape(word: str) -> list[str]:
+        row: dict[str, Any] = dict.fromkeys(("stage", "split", "tags", "rule"), word)
+        row |= {"images": 3, "scales": [1.0], "flip": False, "crf": "none", "threshold": 0.3}
+        row |= {"miou": 0.5, "fp": 0.1, "fn": 0.2}
+        details = {"data": word, "classifier": word, word: "x", "threshold rule": word}
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        replace(
+            model, classes=(word, "cat", "dog"), details={**details, "numbers": [row]}
+        ).save_pretrained(folder)
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        front, body = text.split("\n---\n", 1)
+        (result,) = yaml.safe_load(front.removeprefix("---\n"))["model-index"][0]["results"]
+        assert result["dataset"]["name"] == word
+        parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+        tokens = parser.parse(body)
+        return [t.type for token in tokens for t in [token, *(token.children or [])]]
+
+    assert shape(name) == shape("x")

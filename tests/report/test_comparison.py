@@ -302,6 +302,14 @@ def test_the_csv_has_a_row_for_each_number(runs: Runs) -> None:
     assert val["f1"] == ""
 
 
+def test_no_cell_of_the_csv_is_a_formula(runs: Runs) -> None:
+    runs.collection = replace(runs.collection, name="=1+1")
+    runs.add("@cam", 0, 0.40, name="plain")
+    for line in runs.table():
+        assert (line["data"], line["method"]) == ("'=1+1", "'@cam")
+        assert float(line["miou"]) > 0
+
+
 def test_without_ground_truth_there_are_costs_and_estimates(blind: Runs) -> None:
     bench = blind.add("cam", 0)
     quality = bench.run.stage_folder("masks") / "quality.csv"
@@ -323,7 +331,7 @@ def test_cells_of_markdown_cannot_be_broken(runs: Runs) -> None:
     runs.collection = replace(runs.collection, name="a|b <script>\n# c")
     runs.add("cam | *x*", 0, 0.40, name="plain")
     text = runs.markdown()
-    assert "# a\\|b &lt;script> # c: methods side by side" in text
+    assert "# a\\|b &lt;script&gt; # c: methods side by side" in text
     assert "| cam \\| \\*x\\* |" in text
     widths = {
         line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")

@@ -7,7 +7,8 @@ import pytest
 from weakseg.cli import app
 from weakseg.data.images import write_mask
 from weakseg.errors import UserError
-from weakseg.stages.score import class_names, match, score_masks
+from weakseg.stages.annotation import read_scores_table
+from weakseg.stages.score import class_names, match, score_masks, write_quality
 
 
 @pytest.fixture
@@ -74,3 +75,29 @@ def test_another_shape_is_named(folders):
 def test_a_folder_without_images_says_what_to_give(folders):
     with pytest.raises(UserError, match="weakseg score MASKS IMAGES"):
         app(["score", str(folders[0])], result_action="return_value")
+
+
+@pytest.mark.parametrize("size", [(30, 1200), (1200, 30), (1, 700), (700, 1), (7, 3001)])
+def test_masks_of_very_long_images_are_sorted(size, tmp_path):
+    """At the size of the estimate, the shorter side of 1200 x 30 pixels is 6.4 rounded."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
+    write_mask(tmp_path / "masks" / "a.png", np.ones(size, np.uint8))
+    (found,) = score_masks(match(tmp_path / "masks", tmp_path / "images"))
+    assert found.quality.foreground == 1
+    write_mask(tmp_path / "masks" / "a.png", np.ones(size[::-1], np.uint8))
+    with pytest.raises(UserError, match="another shape") as caught:
+        score_masks(match(tmp_path / "masks", tmp_path / "images"))
+    assert caught.value.where == str(tmp_path / "masks" / "a.png")
+
+
+def test_names_are_no_formulas_and_come_back(folders, tmp_path):
+    masks, images = folders
+    for folder, suffix in ((masks, ".png"), (images, ".jpg")):
+        (folder / "a" / f"right{suffix}").rename(folder / f"=1+1{suffix}")
+    table = tmp_path / "quality.csv"
+    write_quality(table, score_masks(match(masks, images)))
+    with table.open(newline="", encoding="utf-8") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["b/empty", "a/shifted", "'=1+1"]
+    assert sorted(read_scores_table(table)) == ["=1+1", "a/shifted", "b/empty"]

@@ -33,6 +33,7 @@ __all__ = [
     "read_image",
     "read_large_image",
     "read_mask",
+    "same_shape",
     "turned",
     "voc_palette",
     "write_mask",
@@ -207,6 +208,14 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return oriented_size(image)
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
+
+
+def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two (H, W) can be one image at two sizes, each side rounded to whole pixels, and to
+    one at least."""
+    (h, w), (height, width) = first, second
+    rounding = 1.0 if 1 in (h, w, height, width) else 0.5
+    return abs(h * width - w * height) <= rounding * max(h + w, height + width)
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:

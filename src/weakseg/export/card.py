@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from weakseg.markdown import plain
+
 __all__ = ["NUMBERS", "card"]
 
 NUMBERS = (
@@ -21,8 +23,10 @@ _KEPT = ("numbers",)  # details that have a section of their own
 def card(config: Mapping[str, Any]) -> str:
     """The card of a model folder, from its ``config.json``."""
     details = config["details"]
-    facts = "\n".join(f"* {key}: {value}" for key, value in details.items() if key not in _KEPT)
-    classes = ", ".join(config["classes"])
+    facts = "\n".join(
+        f"* {plain(key)}: {plain(value)}" for key, value in details.items() if key not in _KEPT
+    )
+    classes = plain(", ".join(config["classes"]))
     given = "projection" in config.get("method", {})
     title = "Given classifier, projected" if given else f"{config['task'].capitalize()} trained"
     front = yaml.safe_dump(_front(config), sort_keys=False, allow_unicode=True)
@@ -76,7 +80,9 @@ def _origin(config: Mapping[str, Any]) -> str:
         return "Its maps are those of a classifier that was trained elsewhere: weakseg trained nothing."
     corrected = config["details"].get("corrected masks")
     if corrected:
-        return f"It was trained from image tags, and from {corrected} masks corrected by hand."
+        return (
+            f"It was trained from image tags, and from {plain(corrected)} masks corrected by hand."
+        )
     return "It was trained from image tags: no pixel label was used."
 
 
@@ -122,7 +128,8 @@ def _numbers(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         shares = " | ".join(f"{100 * row[key]:.1f}" for key in ("miou", "fp", "fn"))
         lines.append(
-            f"| {row['stage']} | {row['split']} | {row['images']} | {shares} | {_conditions(row)} |"
+            f"| {plain(row['stage'])} | {plain(row['split'])} | {plain(row['images'])} | {shares} | "
+            f"{plain(_conditions(row))} |"
         )
     return (
         "\n".join(lines) + "\n\nmIoU is over the whole data set, background included. Ground-truth "
@@ -145,9 +152,9 @@ def _threshold(config: Mapping[str, Any]) -> str:
     if value is None:
         return "Background is what the network or the default threshold makes it."
     rule = config["details"].get("threshold rule", "constant")
-    return f"Background is where no class scores above {value:.3g} (rule: {rule})."
+    return f"Background is where no class scores above {value:.3g} (rule: {plain(rule)})."
 
 
 def _table(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
     rows = enumerate(zip(["background", *classes], palette, strict=True))
-    return "\n".join(f"| {i} | {name} | #{bytes(rgb).hex()} |" for i, (name, rgb) in rows)
+    return "\n".join(f"| {i} | {plain(name)} | #{bytes(rgb).hex()} |" for i, (name, rgb) in rows)

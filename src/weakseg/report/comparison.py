@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,10 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
+from weakseg.csvfile import write_csv
 from weakseg.data.samples import Sample
 from weakseg.errors import UserError
+from weakseg.markdown import code_block, plain
 from weakseg.methods import Card, methods
 from weakseg.report.charts import COLOURS, Chart, Cloud, scatter_chart
 from weakseg.report.facts import Score
@@ -79,11 +78,8 @@ def write_tables(comparison: Comparison, out: Path) -> None:
         out: Folder.
     """
     runs = measure(comparison)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _CSV, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row for run in runs for row in _rows(comparison, run))
-    write_text(out / "comparison.csv", buffer.getvalue())
+    rows = [row for run in runs for row in _rows(comparison, run)]
+    write_csv(out / "comparison.csv", _CSV, rows)
     write_text(out / "comparison.md", _markdown(comparison, runs))
 
 
@@ -165,7 +161,7 @@ def _markdown(comparison: Comparison, runs: Sequence[Measured]) -> str:
     lists = choose_lists(runs)
     table = tabulate(runs, lists)
     done = len(comparison.entries)
-    parts = [f"# {_plain(comparison.collection.name)}: methods side by side"]
+    parts = [f"# {plain(comparison.collection.name)}: methods side by side"]
     if done < comparison.planned:
         missing = comparison.planned - done
         verb = "is" if missing == 1 else "are"
@@ -174,14 +170,14 @@ def _markdown(comparison: Comparison, runs: Sequence[Measured]) -> str:
     if table.lines:
         titles = list(table.lines[0].cells)
         rows = [
-            ["method", "seeds", *map(_plain, titles)],
+            ["method", "seeds", *map(plain, titles)],
             ["---"] * (len(titles) + 2),
             *(
                 [
-                    _plain(line.label),
+                    plain(line.label),
                     str(len(line.seeds)),
                     *(
-                        f"**{_plain(line.cells[t])}**" if t in line.best else _plain(line.cells[t])
+                        f"**{plain(line.cells[t])}**" if t in line.best else plain(line.cells[t])
                         for t in titles
                     ),
                 ]
@@ -190,18 +186,13 @@ def _markdown(comparison: Comparison, runs: Sequence[Measured]) -> str:
         ]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     parts.append(_bullets(notes(runs, table)))
-    parts.append("\n".join(f"    {line}" for line in comparison.command.splitlines()))
+    if comparison.command:
+        parts.append(code_block(comparison.command))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _bullets(sentences: Iterable[str]) -> str:
-    return "\n".join(f"* {_plain(sentence)}" for sentence in sentences)
-
-
-def _plain(text: str) -> str:
-    """Words of others must not become tags, cells or marks."""
-    kept = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\|*\[\]])", r"\\\1", kept)
+    return "\n".join(f"* {plain(sentence)}" for sentence in sentences)
 
 
 # --- page -----------------------------------------------------------------------------------

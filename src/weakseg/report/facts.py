@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from weakseg.csvfile import read_csv
 from weakseg.data.samples import Collection, Sample
 from weakseg.methods import needs_segmenter
 from weakseg.recipe import Recipe
@@ -376,9 +377,8 @@ def _sweep(values: Any) -> Sweep | None:
 
 def _uncertain(path: Path) -> list[tuple[str, float]]:
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return [(row["id"], float(row["score"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError):
+        return [(row["id"], float(row["score"])) for row in read_csv(path)]
+    except (OSError, KeyError, ValueError, csv.Error):
         return []
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weakseg.console import track
+from weakseg.csvfile import read_csv
 from weakseg.data.images import image_size, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import NameIndex, class_list, count, sample_id
@@ -161,9 +162,7 @@ def read_scores_table(path: Path) -> dict[str, float]:
     """
     mend = "give a CSV table with the columns id and score (0 to 1)"
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        scores = {row["id"]: float(row["score"]) for row in rows}
+        scores = {row["id"]: float(row["score"]) for row in read_csv(path)}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"the table cannot be read ({error})", where=path, mend=mend) from None
     except (KeyError, TypeError, ValueError) as error:

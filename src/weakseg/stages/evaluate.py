@@ -5,7 +5,6 @@ What is computed here never flows back into a run: thresholds found here are *or
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import track
+from weakseg.csvfile import write_csv
 from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
-from weakseg.files import atomic_path, write_json
+from weakseg.files import write_json
 from weakseg.methods import needs_segmenter, resolve
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
@@ -357,8 +357,5 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         if rows
         else []
     )
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | {"scales": " ".join(f"{s:g}" for s in row["scales"])})
+    scales = (row | {"scales": " ".join(f"{s:g}" for s in row["scales"])} for row in rows)
+    write_csv(path, columns, scales)

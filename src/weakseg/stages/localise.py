@@ -22,7 +22,6 @@ method gives a background, its maps are probabilities among the tagged classes.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,11 +33,11 @@ import torch
 from torch import Tensor
 
 from weakseg.console import track
+from weakseg.csvfile import write_csv
 from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
-from weakseg.files import atomic_path
 from weakseg.ops.boxes import best_overlaps, box_accuracy, component_boxes
 from weakseg.recipe import Recipe
 from weakseg.runfolder import fingerprint
@@ -185,12 +184,11 @@ def localise(
 
 def write_boxes_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows as CSV; lists are written with spaces between their numbers."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        for row in rows:
-            lists = {k: " ".join(f"{v:g}" for v in x) for k, x in row.items() if _is_list(x)}
-            writer.writerow({**row, **lists})
+    flat = [
+        {k: " ".join(f"{v:g}" for v in x) if _is_list(x) else x for k, x in row.items()}
+        for row in rows
+    ]
+    write_csv(path, list(rows[0]) if rows else [], flat)
 
 
 @dataclass(frozen=True)

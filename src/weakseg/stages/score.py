@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from weakseg.console import track
-from weakseg.data.images import read_image, read_mask
+from weakseg.csvfile import write_csv
+from weakseg.data.images import image_size, read_image, read_mask, same_shape
 from weakseg.data.samples import IMAGE_SUFFIXES
 from weakseg.data.sources import is_background, sample_id, scan
 from weakseg.errors import UserError
-from weakseg.files import atomic_path
 from weakseg.ops import MaskQuality, mask_quality
 
 __all__ = [
@@ -98,14 +96,15 @@ def score_masks(masked: Sequence[Masked]) -> list[Scored]:
 
     def one(pair: Masked) -> Scored:
         image, mask = read_image(pair.image, max_side=_SIDE), read_mask(pair.mask)
-        height, width = image.shape[:2]
-        if abs(np.log(mask.shape[0] * width / (mask.shape[1] * height))) > 0.05:
+        height, width = image_size(pair.image)
+        if not same_shape((mask.shape[0], mask.shape[1]), (height, width)):
             raise UserError(
-                f"the mask is {mask.shape[1]} x {mask.shape[0]}, another shape than its image",
+                f"the mask is {mask.shape[1]} x {mask.shape[0]}, another shape than its image of "
+                f"{width} x {height}",
                 where=pair.mask,
                 mend="give each image the mask of its own size",
             )
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         return Scored(pair, mask_quality(image, mask))
 
     with ThreadPoolExecutor() as pool:
@@ -115,13 +114,15 @@ def score_masks(masked: Sequence[Masked]) -> list[Scored]:
 
 def write_quality(path: Path, scored: Sequence[Scored]) -> None:
     """Writes the estimates as CSV, in their order."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(("id", "score", "agreement", "border", "classes", "foreground"))
-        for item in scored:
-            q = item.quality
-            shares = (f"{v:.4f}" for v in (q.score, q.agreement, q.border))
-            writer.writerow((item.masked.id, *shares, q.classes, f"{q.foreground:.4f}"))
+    rows = (
+        {
+            "id": item.masked.id,
+            "score": f"{item.quality.score:.4f}",
+            "agreement": f"{item.quality.agreement:.4f}",
+            "border": f"{item.quality.border:.4f}",
+            "classes": item.quality.classes,
+            "foreground": f"{item.quality.foreground:.4f}",
+        }
+        for item in scored
+    )
+    write_csv(path, ("id", "score", "agreement", "border", "classes", "foreground"), rows)

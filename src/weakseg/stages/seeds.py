@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from weakseg.console import Bar, console, track
-from weakseg.data.images import image_size
+from weakseg.data.images import image_size, same_shape
 from weakseg.data.published import (
     Format,
     Published,
@@ -270,8 +270,7 @@ def _stored(
     if not len(found.classes):
         return height, width
     h, w = found.maps.shape[1:]
-    fits = h <= size[0] and w <= size[1] and abs(h * size[1] - w * size[0]) <= longer
-    if not fits:
+    if h > size[0] or w > size[1] or not same_shape((h, w), size):
         raise UserError(
             f"its maps of {h} x {w} do not fit the image of {size[0]} x {size[1]}",
             where=path,
