@@ -341,6 +341,7 @@ def export(
     copy: Annotated[bool, Parameter(negative="")] = False,
     images: Path | None = None,
     classes: Path | None = None,
+    size: tuple[int, int] | None = None,
 ) -> None:
     """Write the masks of a run for an annotation tool, or its model for other programs.
 
@@ -362,11 +363,12 @@ def export(
         copy: Copy images instead of linking to them (all but cvat and labelstudio).
         images: Folder of the images that the masks mirror, where SOURCE is no run.
         classes: Text file with one class name in each line, where SOURCE is no run.
+        size: onnx: height and width of the images, for models that take one size.
     """
     if to == "onnx":
         from weakseg.export.onnx import export_onnx
 
-        export_onnx(str(source), out)
+        export_onnx(str(source), out, size=size)
         print(out)
         return
     from weakseg.export.annotations import Options

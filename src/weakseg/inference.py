@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -21,8 +21,12 @@ from weakseg.errors import UserError
 from weakseg.methods.base import Maps, Trainable
 from weakseg.networks.fold import folded
 from weakseg.ops import dense_crf_many, gate, merge_maps, spans, stitch
+from weakseg.ops import place as place_maps
 
-__all__ = ["Normalise", "Predictor", "evaluating", "multi_scale"]
+__all__ = ["Normalise", "Placing", "Predictor", "evaluating", "multi_scale"]
+
+Placing = Literal["cells", "stretch", "crop"]
+"""Where the cells of maps are taken to lie: see :func:`multi_scale`."""
 
 _SEEN = 0.01  # largest probability below which a class takes no part in the CRF
 _THRESHOLD = 0.3  # background score of a classifier for which none was chosen
@@ -63,6 +67,7 @@ def multi_scale(
     flip: bool = False,
     size: tuple[int, int] | None = None,
     head: str | None = None,
+    place: Placing = "cells",
 ) -> Maps:
     """Maps of images of one size, over scales and flips.
 
@@ -74,20 +79,35 @@ def multi_scale(
         flip: Adds the mirrored images, in the same forward pass.
         size: (h, w) of the result; default (H, W).
         head: Head of the method.
+        place: Where the maps' cells are taken to lie. ``cells``: where the network says that they
+            do. ``stretch``: they share the image evenly (most published codes). ``crop``: at full
+            size they share the next whole number of cells, cut to the image (irn, Puzzle-CAM).
 
     Returns:
         Maps with scores (B, K, h, w) in [0, 1], merged by their kind; logits are those of image
-        level, averaged over scales and flips.
+        level, averaged over scales and flips. Maps that are logits are clipped at zero on their
+        cells, before they are enlarged: so a weak cell does not take from its neighbour.
     """
-    size = size or (images.shape[-2], images.shape[-1])
-    scores, backgrounds, logits = [], [], []
+    image = (images.shape[-2], images.shape[-1])
+    size = size or image
+    scores: list[Tensor] = []
+    backgrounds: list[Tensor] = []
+    logits: list[Tensor] = []
     kind: Any = "logit"
+    stride = model.backbone.levels[-1].stride if place == "crop" and size == image else None
     for scale in scales:
-        for maps, mirrored in _views(model, images, normalise, scale, flip, head):
+        for maps, seen, mirrored in _views(model, images, normalise, scale, flip, head):
             kind = maps.kind
-            scores.append(_upright(maps.scores, mirrored, size))
-            if maps.background is not None:
-                backgrounds.append(_upright(maps.background, mirrored, size))
+            cells = maps.cells if place == "cells" else None
+            clipped = maps.scores.relu() if kind == "logit" else maps.scores
+            for found, into in ((clipped, scores), (maps.background, backgrounds)):
+                if found is None:
+                    continue
+                if stride is not None:
+                    into.append(_cropped(found, stride, mirrored, size))
+                else:
+                    placed = place_maps(found, cells, seen, size)
+                    into.append(placed.flip(-1) if mirrored else placed)
             if maps.logits is not None:
                 logits.append(maps.logits.float())
     return Maps(
@@ -105,7 +125,8 @@ def _views(
     scale: float,
     flip: bool,
     head: str | None,
-):
+) -> Iterator[tuple[Maps, tuple[int, int], bool]]:
+    """Maps of the images at a scale, their size there, and whether they are mirrored."""
     height, width = images.shape[-2:]
     scaled = images
     if scale != 1.0:
@@ -115,27 +136,27 @@ def _views(
     if flip:
         inputs = torch.cat([inputs, inputs.flip(-1)])
     both = model(inputs.contiguous(memory_format=torch.channels_last), head)
+    seen = (inputs.shape[-2], inputs.shape[-1])
     if not flip:
-        yield both, False
+        yield both, seen, False
         return
     count = len(images)
     for rows, mirrored in ((slice(0, count), False), (slice(count, None), True)):
-        yield (
-            Maps(
-                both.scores[rows],
-                both.kind,
-                None if both.background is None else both.background[rows],
-                None if both.logits is None else both.logits[rows],
-            ),
-            mirrored,
+        part = replace(
+            both,
+            scores=both.scores[rows],
+            background=None if both.background is None else both.background[rows],
+            logits=None if both.logits is None else both.logits[rows],
         )
+        yield part, seen, mirrored
 
 
-def _upright(maps: Tensor, mirrored: bool, size: tuple[int, int]) -> Tensor:
-    maps = maps.float()
-    if maps.shape[-2:] != size:
-        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    return maps.flip(-1) if mirrored else maps
+def _cropped(maps: Tensor, stride: int, mirrored: bool, size: tuple[int, int]) -> Tensor:
+    """Maps over the next whole number of cells, cut to the image's size."""
+    upright = maps.float().flip(-1) if mirrored else maps.float()
+    whole = [-(-side // stride) * stride for side in size]
+    enlarged = F.interpolate(upright, whole, mode="bilinear", align_corners=False)
+    return enlarged[..., : size[0], : size[1]]
 
 
 @dataclass

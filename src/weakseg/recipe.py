@@ -80,6 +80,11 @@ class InferenceConfig(Frozen):
     batch: PositiveInt = Field(
         8, description="largest number of images of one size in a forward pass"
     )
+    place: Literal["cells", "stretch", "crop"] = Field(
+        "cells",
+        description="where the cells of maps lie: cells = where the network looks; stretch = evenly "
+        "over the image; crop = evenly over whole cells, cut to the image (irn, Puzzle-CAM)",
+    )
 
     @field_validator("scales")
     @classmethod

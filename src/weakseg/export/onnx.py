@@ -60,8 +60,9 @@ def export_onnx(
         model: Model folder or run, or a predictor. Scales, flips, tiles, the CRF and ``max_side``
             are not part of the file; its metadata says what the model has of them.
         out: File to write, ``.onnx``.
-        size: (H, W) of the images of a vision transformer, multiples of its patch; default: the
-            size that it was made for. Others take any size, and refuse one.
+        size: (H, W) of the images of a vision transformer, multiples of its patch (default: the
+            size that it was made for), or of a classifier with TensorFlow's padding. Others take
+            any size, and refuse one.
 
     Raises:
         UserError: No such model; onnx or onnxruntime is not installed; the network cannot be
@@ -156,8 +157,17 @@ def required(*packages: str, extra: str) -> list[Any]:
 
 
 def _fixed_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    network = predictor.model.backbone.network
+    backbone, network = predictor.model.backbone, predictor.model.backbone.network
     if not isinstance(network, VisionTokens):
+        if backbone.padded_by_size and not _has_background(predictor):
+            if size is None:  # a decoder's images are whole cells, a classifier's are not
+                raise UserError(
+                    f"{backbone.spec.name} pads by the size of its images, which says where its "
+                    "maps lie",
+                    where="size",
+                    mend="give the size of the images: size=(512, 512)",
+                )
+            return size
         if size is not None:
             raise UserError(
                 f"a size {size} was given, but this network takes any",
@@ -176,11 +186,15 @@ def _fixed_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int
     return height, width
 
 
+def _has_background(predictor: Predictor) -> bool:
+    with torch.no_grad():
+        return predictor.model.eval()(torch.zeros(1, 3, 64, 64)).background is not None
+
+
 def _metadata(
     own: Predictor, predictor: Predictor, fixed: tuple[int, int] | None
 ) -> dict[str, str]:
-    with torch.no_grad():
-        has_map = predictor.model.eval()(torch.zeros(1, 3, 64, 64)).background is not None
+    has_map = _has_background(predictor)
     rule = "map" if has_map else own.details.get("threshold rule", "constant")
     values: Mapping[str, Any] = {
         "format": _FORMAT,

@@ -93,6 +93,7 @@ class Graph(Trainable):
         self.head = predictor.head or traced.heads[0]
         self.backbone = traced.backbone
         self._names, self._kind = _described(file)
+        self._level = _level_of_maps(predictor)
         self._run = open_session(file)
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
@@ -101,7 +102,17 @@ class Graph(Trainable):
             raise ValueError(f"head {head} was not traced, {self.head} was")
         arrays = self._run(np.ascontiguousarray(images.numpy()))
         found = {k: torch.from_numpy(np.array(v)) for k, v in zip(self._names, arrays, strict=True)}
-        return Maps(found["scores"], self._kind, found.get("background"), found.get("logits"))
+        size = (images.shape[-2], images.shape[-1])
+        cells = None if self._level is None else self.backbone.cells(size)[self._level]
+        others = (found.get("background"), found.get("logits"))
+        return Maps(found["scores"], self._kind, *others, cells)
+
+
+def _level_of_maps(predictor: Predictor) -> int | None:
+    """Which level's cells the maps have; ``None`` where they share the image evenly."""
+    with torch.no_grad():
+        cells = predictor.model.eval()(torch.zeros(1, 3, 64, 64), predictor.head).cells
+    return None if cells is None else predictor.model.backbone.cells((64, 64)).index(cells)
 
 
 class _Named(nn.Module):

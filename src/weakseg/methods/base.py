@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
 from weakseg.networks.backbone import Backbone, MakeBackbone
+from weakseg.ops.cells import Cells
 from weakseg.ops.scores import MapKind
 from weakseg.registry import Registry, suggest
 
@@ -76,12 +77,15 @@ class Maps:
             maximum), ``unit`` (not negative; mean, then min-max), ``probability`` (mean).
         background: (B, 1, h, w), with ``probability`` only.
         logits: (B, K) image-level logits, where the network classifies.
+        cells: Where the cells of ``scores`` (and of ``background``) lie in the images; ``None`` =
+            they share them evenly.
     """
 
     scores: Tensor
     kind: MapKind
     background: Tensor | None = None
     logits: Tensor | None = None
+    cells: Cells | None = None
 
 
 @dataclass

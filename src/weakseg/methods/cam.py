@@ -119,8 +119,9 @@ class CAM(Classifier):
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps as logits, and their global average, or what a given classifier makes of it."""
         features = self.backbone(images)[-1]
+        cells = self.backbone.cells((images.shape[-2], images.shape[-1]))[-1]
         if isinstance(self.head, ProjectedHead):
             maps, logits = self.head(features)
-            return Maps(maps, kind="logit", logits=logits)
+            return Maps(maps, kind="logit", logits=logits, cells=cells)
         maps = self.head(features)
-        return Maps(maps, kind="logit", logits=maps.mean((2, 3)))
+        return Maps(maps, kind="logit", logits=maps.mean((2, 3)), cells=cells)

@@ -25,11 +25,13 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
+from weakseg.networks.cells import cells_of, pads_by_size
 from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
 from weakseg.networks.tokens import VisionTokens, create_tokens, is_transformer
 from weakseg.networks.vision import PREFIX, create_torchvision, in_torchvision
+from weakseg.ops.cells import Cells
 from weakseg.registry import suggest
 
 __all__ = [
@@ -64,6 +66,7 @@ class Backbone(nn.Module):
         mean: RGB mean that inputs in [0, 1] are normalised with.
         std: RGB standard deviation, likewise.
         from_scratch: True where the weights are random.
+        padded_by_size: Where its cells lie depends on the size of the image (TensorFlow's padding).
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
@@ -87,6 +90,10 @@ class Backbone(nn.Module):
         self.mean = tuple(spec.mean or cfg.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(spec.std or cfg.get("std", (0.229, 0.224, 0.225)))
         self.from_scratch = spec.from_scratch
+        self.padded_by_size = pads_by_size(self.network)
+        self._cells: dict[tuple[int, int], tuple[Cells, ...]] = {}
+        if not isinstance(self.network, VisionTokens):
+            self._cells[0, 0] = cells_of(self.network, (4 * stride, 4 * stride))
         if spec.norm_is_frozen:
             for norm in self._norms():
                 norm.requires_grad_(False)
@@ -95,6 +102,21 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of ``images`` (B, 3, H, W), normalised: one (B, C, h, w) per level."""
         return list(self.network(images))
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        """Where the cells of each level lie in an image of ``size`` (H, W), finest level first.
+
+        While a network is traced with its size left open, they are those of images of whole cells.
+        """
+        if isinstance(self.network, VisionTokens):
+            return self.network.cells(size)
+        if not self.padded_by_size or not all(isinstance(side, int) for side in size):
+            return self._cells[0, 0]
+        stride = max(level.stride for level in self.levels)
+        rest = (size[0] % stride, size[1] % stride)
+        if rest not in self._cells:
+            self._cells[rest] = cells_of(self.network, (rest[0] + 4 * stride, rest[1] + 4 * stride))
+        return self._cells[rest]
 
     def pictures(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """RGB in [0, 1], (B, 3, h, w) of that size, of normalised images (B, 3, H, W)."""

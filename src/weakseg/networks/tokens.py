@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from weakseg.errors import UserError
+from weakseg.networks.cells import cells_of
 from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.spec import BackboneSpec
+from weakseg.ops.cells import Cells
 
 if TYPE_CHECKING:
     from weakseg.networks.backbone import Backbone
@@ -78,6 +80,8 @@ class VisionTokens(nn.Module):
         self.levels = ((transformer.embed_dim, self.patch),) * 3
         without = transformer.pos_embed is None or transformer.no_embed_class
         self._embedded = 0 if without else transformer.num_prefix_tokens
+        (patches,) = cells_of(transformer.patch_embed, (4 * height, 4 * width), self._patches)
+        self._offset = patches.offset
         self._taps = tuple(max(0, round(self.depth * i / 3) - 1) for i in (1, 2, 3))
 
     @property
@@ -141,6 +145,15 @@ class VisionTokens(nn.Module):
         """Patches (h, w) of an image of that size."""
         return max(1, int(height / self.patch + 0.5)), max(1, int(width / self.patch + 0.5))
 
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        """Where the patches lie in an image of ``size`` (H, W), which is resized to whole ones."""
+        factors = [
+            n / (cells * self.patch) for n, cells in zip(size, self.grid(*size), strict=True)
+        ]
+        (y, x) = (self.patch * f for f in factors)
+        (oy, ox) = ((o + 0.5) * f - 0.5 for o, f in zip(self._offset, factors, strict=True))
+        return (Cells((y, x), (oy, ox)),) * len(self.levels)
+
     def keep(self, states: dict[int, Tensor], block: int, tokens: Tensor) -> None:
         """Keeps the tokens behind a block if a level is made of them."""
         if block in self._taps:
@@ -159,6 +172,10 @@ class VisionTokens(nn.Module):
             for module in self.final_norms():
                 levels[-1] = module(levels[-1])
         return [level.transpose(1, 2).unflatten(2, grid) for level in levels]
+
+    def _patches(self, images: Tensor) -> list[Tensor]:
+        """Embedded patches (B, D, h, w) of images whose sides are whole patches."""
+        return [self.transformer.patch_embed(images).permute(0, 3, 1, 2)]
 
     def final_norms(self) -> tuple[nn.Module, nn.Module]:
         """What the transformer has behind its blocks: where one is, the other does nothing."""

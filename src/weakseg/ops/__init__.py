@@ -9,6 +9,7 @@ from weakseg.ops.boxes import (
     max_box_accuracy,
     top1_localisation,
 )
+from weakseg.ops.cells import Cells, place
 from weakseg.ops.confusion import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.ops.dense_crf import dense_crf, dense_crf_from_labels, dense_crf_many
 from weakseg.ops.mask_quality import MaskQuality, mask_agreement, mask_quality
@@ -44,6 +45,7 @@ from weakseg.ops.view import View
 __all__ = [
     "CRITERIA",
     "BoxAccuracy",
+    "Cells",
     "Criterion",
     "MaskQuality",
     "Metrics",
@@ -76,6 +78,7 @@ __all__ = [
     "normalise_max",
     "normalise_min_max",
     "pamr",
+    "place",
     "power_threshold",
     "random_walk",
     "random_walk_from_features",

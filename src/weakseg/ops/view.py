@@ -59,24 +59,31 @@ class View:
             return F.grid_sample(small.float(), grid, align_corners=False)
 
     def back(
-        self, maps: Tensor, size: int, grid: tuple[int, int], stride: int
+        self,
+        maps: Tensor,
+        size: int,
+        grid: tuple[int, int],
+        stride: int,
+        offset: float | tuple[float, float] = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Inverse of A: brings maps of the view to the cells of the image's own maps.
 
-        A cell's place is the middle of the pixels that it covers, in both.
+        The centre of cell i is the pixel ``offset + stride * i`` (see :class:`Cells`).
 
         Args:
             maps: (B, C, h', w') of the view.
             size: Side of the image in pixels.
             grid: (h, w) of the image's own maps.
-            stride: Pixels in a cell.
+            stride: Pixels between cells.
+            offset: Pixel at the centre of the first cell, or that of the image's own maps and that
+                of the view's, where these differ.
 
         Returns:
             (B, C, h, w) maps, and (B, 1, h, w), 1 where the cell lies inside the view.
         """
+        own, seen = offset if isinstance(offset, tuple) else (offset, offset)
         y, x = (
-            stride / size * (2 * torch.arange(n, device=maps.device, dtype=torch.float32) + 1) - 1
-            for n in grid
+            (2 * (own + stride * torch.arange(n, device=maps.device)) + 1) / size - 1 for n in grid
         )
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
         if self.theta is not None:
@@ -85,7 +92,8 @@ class View:
             with torch.autocast(maps.device.type, enabled=False):
                 places = (places - shift[:, None, None]) @ inverse
         inside = (places.abs() <= 1).all(-1)[:, None].float()
-        covered = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device) * stride
-        cells = (places + 1) * self.size / covered - 1  # the last cell may reach over the edge
-        found = F.grid_sample(maps.float(), cells, padding_mode="border", align_corners=False)
+        pixels = (places + 1) * self.size / 2 - 0.5
+        last = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device) - 1
+        cells = (pixels - seen) / stride * 2 / last.clamp(min=1) - 1
+        found = F.grid_sample(maps.float(), cells, padding_mode="border", align_corners=True)
         return found * inside, inside

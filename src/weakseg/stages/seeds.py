@@ -117,6 +117,7 @@ def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, fo
                 flip=config.flip,
                 size=(-(-batch.shape[-2] // config.stride), -(-batch.shape[-1] // config.stride)),
                 head=config.head,
+                place=config.place,
             )
             written.append(writer.submit(_write_group, group, maps, tags, config, folder))
             while len(written) > 4:

@@ -1,0 +1,98 @@
+"""Where the cells of a map lie in its image, and bringing maps to pixels by these places.
+
+A convolution with zero padding to both sides looks at stride x i with cell i, not at the middle of
+the stride pixels that F.interpolate (align_corners=False) takes for it; TensorFlow's "same" padding
+looks elsewhere again, by the parity of the size. On a coarse map the difference is half a cell, to
+the right in an image and to the left in its mirror image, which blurs their sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Cells", "place"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where the cells of a map lie in the image that the map was made from.
+
+    The centre of cell (i, j) is at the pixel (offset[0] + stride[0] * i, offset[1] + stride[1] * j),
+    with pixels counted from 0 at their own centres.
+
+    Attributes:
+        stride: Pixels between neighbouring cells, (down, right).
+        offset: Pixel at the centre of cell (0, 0), (down, right).
+    """
+
+    stride: tuple[float, float]
+    offset: tuple[float, float]
+
+    @classmethod
+    def spanning(cls, size: tuple[int, int], grid: tuple[int, int]) -> Cells:
+        """Cells that share an image of ``size`` (H, W) evenly: h x w rectangles, without overlap."""
+        stride = (size[0] / grid[0], size[1] / grid[1])
+        return cls(stride, (stride[0] / 2 - 0.5, stride[1] / 2 - 0.5))
+
+    def spans(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
+        """Whether ``grid`` (h, w) of these cells shares an image of ``size`` (H, W) evenly."""
+        if torch.compiler.is_exporting():  # sizes are symbols, which have no answer
+            return False
+        even = Cells.spanning(size, grid)
+        pairs = zip((*self.stride, *self.offset), (*even.stride, *even.offset), strict=True)
+        return all(abs(a - b) < 1e-6 for a, b in pairs)
+
+
+def place(
+    maps: Tensor, cells: Cells | None, image: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Maps at the size of an image, or at another grid over it, by where their cells really lie.
+
+    Bilinear between the centres of the cells; beyond the outermost ones the nearest value.
+
+    Args:
+        maps: (B, C, h, w).
+        cells: Where the cells lie; ``None`` = they share the image evenly.
+        image: (H, W) of the image that the maps were made from.
+        size: (h', w') of the result, which shares the image evenly: (H, W) gives one value a pixel.
+
+    Returns:
+        (B, C, h', w') float32.
+    """
+    maps = maps.float()
+    grid = (maps.shape[-2], maps.shape[-1])
+    if cells is None or cells.spans(image, grid):
+        if grid == tuple(size):
+            return maps
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    for axis in (0, 1):
+        maps = _at(maps, _coordinates(cells, image, size, axis, maps.device), axis - 2)
+    return maps
+
+
+def _coordinates(
+    cells: Cells,
+    image: tuple[int, int],
+    size: tuple[int, int],
+    axis: int,
+    device: torch.device,
+) -> Tensor:
+    """Cell coordinates (n,) of the n centres along one axis of an even grid over the image."""
+    centres = torch.arange(size[axis], device=device, dtype=torch.float32)
+    if size != image:
+        centres = (centres + 0.5) * (image[axis] / size[axis]) - 0.5
+    return (centres - cells.offset[axis]) / cells.stride[axis]
+
+
+def _at(maps: Tensor, coordinates: Tensor, axis: int) -> Tensor:
+    """Values at fractional cells along an axis, linear; beyond the ends the nearest one."""
+    last = maps.shape[axis] - 1
+    inside = coordinates.clamp(0, last)
+    low = inside.long()
+    high = (low + 1).clamp(max=last)
+    share = (inside - low).view(-1, *[1] * (-1 - axis))
+    return torch.lerp(maps.index_select(axis, low), maps.index_select(axis, high), share)
