@@ -30,6 +30,7 @@ from weakseg.report.comparison import write_comparison_page, write_tables
 from weakseg.report.numbers import Comparison, Entry
 from weakseg.runfolder import RunFolder, fingerprint
 from weakseg.stages.check import collect
+from weakseg.training.config import without_preset
 
 __all__ = ["METHODS", "Contestant", "compare", "contestants", "plans"]
 
@@ -272,8 +273,11 @@ def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(inner, Mapping)
-        merged[key] = _over(inner, value) if both else value  # type: ignore[arg-type]
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            if key == "train" and "preset" in value:
+                inner = without_preset(inner)  # keys that are written out would win over it
+            value = _over(inner, value)
+        merged[key] = value
     return merged
 
 

@@ -18,7 +18,7 @@ from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
 from weakseg.networks.spec import BackboneSpec
 from weakseg.registry import suggest
-from weakseg.training.config import PAPER_OPTIMISER, TrainConfig
+from weakseg.training.config import PAPERS, PRESETS, TrainConfig, without_preset
 
 __all__ = [
     "CompareConfig",
@@ -265,6 +265,16 @@ class Recipe(Frozen):
             return {**values, "backbone": {"output_stride": 32, **backbone}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_the_paper(cls, values: Any) -> Any:
+        """``train.preset: paper`` is what the method's own paper used."""
+        train = values.get("train") if isinstance(values, Mapping) else None
+        if not isinstance(train, Mapping) or train.get("preset") != "paper":
+            return values
+        given = {key: value for key, value in train.items() if key != "preset"}
+        return {**values, "train": _published(values.get("method", "cam")) | given}
+
     @field_validator("method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
@@ -370,9 +380,8 @@ def load_recipe(
                 mend="write --set key.sub=value",
             )
         path = key.strip().split(".")
-        if path[-1] == "preset":  # keys that are written out would win over the preset
-            for name in PAPER_OPTIMISER:
-                values = _without(values, [*path[:-1], name])
+        if path[-2:] == ["train", "preset"]:  # keys that are written out would win over it
+            values = _released(values, path[:-1])
         values = _assign(values, path, _parsed(text, assignment), key)
     return validate(Recipe, values, where=where)
 
@@ -469,6 +478,26 @@ def _step(value: Any) -> dict[str, Any]:
     )
 
 
+def _published(method: Any) -> dict[str, Any]:
+    """Settings of a training as in the paper of a method, which is the section of the recipe."""
+    section = {"name": method} if isinstance(method, str) else method
+    name = section.get("name", "cam") if isinstance(section, Mapping) else None
+    if not isinstance(name, str):
+        return {}  # the section has an error of its own
+    inner = section.get("classifier")
+    inner = inner.get("name") if isinstance(inner, Mapping) else inner
+    if name == "acr" and inner == "mctformer":
+        name = "acr+vit"
+    found = PAPERS.get(name) or PAPERS.get(name.partition("+")[0])
+    if found is None:
+        raise UserError(
+            f"preset 'paper': of the method {name} no published optimiser is known",
+            where="train.preset",
+            mend=f"name one ({', '.join(PRESETS)}), or leave the preset out",
+        )
+    return dict(found)
+
+
 def _sentence(config: type[Frozen]) -> str:
     return (config.__doc__ or "").strip().splitlines()[0]
 
@@ -560,6 +589,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             continue
         inner = merged.get(key)
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            if key == "train" and "preset" in value:
+                inner = without_preset(inner)  # keys that are written out would win over it
             merged[key] = _merge(inner, value)
         elif isinstance(value, Mapping):
             merged[key] = _merge({}, value)
@@ -579,13 +610,14 @@ def _parsed(text: str, assignment: str) -> Any:
         ) from None
 
 
-def _without(values: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
-    """The values less the key at ``path``, where it exists."""
-    head, *rest = path
-    if not rest:
-        return {key: value for key, value in values.items() if key != head}
-    inner = values.get(head)
-    return {**values, head: _without(inner, rest)} if isinstance(inner, Mapping) else dict(values)
+def _released(values: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
+    """The values with what presets set left out of the training at ``path``."""
+    if not path:
+        return without_preset(values)
+    inner = values.get(path[0])
+    if not isinstance(inner, Mapping):
+        return dict(values)
+    return {**values, path[0]: _released(inner, path[1:])}
 
 
 def _assign(values: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:

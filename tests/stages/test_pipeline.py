@@ -32,7 +32,7 @@ from weakseg.runfolder import RunFolder
 from weakseg.stages.batches import groups_of_one_size
 from weakseg.stages.check import collect
 from weakseg.stages.seeds import classification_f1, gated
-from weakseg.stages.train import train_inputs
+from weakseg.stages.train import train, train_inputs
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,26 @@ def test_a_run_leaves_exactly_these_files(finished):
         "8-evaluate/results.json",
         "8-evaluate/results.csv",
     }
+
+
+def test_a_preset_starts_the_head_and_leaves_what_it_does_not_train(tmp_path, shapes_root):
+    """psa's: uniform numbers up to sqrt(6 / (channels + classes)), and BatchNorm learns nothing."""
+    data = {"root": str(shapes_root)}
+    few = {"preset": "psa", "lr": 0.001, "steps": 2, "init_from": None}
+    recipe = load_recipe(TINY, overrides={"data": data, "train": few})
+    run = RunFolder(tmp_path / "run")
+    train(run, recipe, collect(recipe.data))
+    found = load_file(run.stage_folder("train") / "model" / "model.safetensors")
+    head = found["head.classifier.weight"]
+    classes, channels = head.shape[:2]
+    largest = (6 / (channels + classes)) ** 0.5
+    assert largest * 0.95 < head.abs().max() < largest * 1.05
+    assert channels**-0.5 < largest * 0.9  # PyTorch's own would end there
+    norms = [k.removesuffix("running_mean") for k in found if k.endswith("running_mean")]
+    assert norms
+    for norm in norms:
+        assert set(found[norm + "weight"].tolist()) <= {0.0, 1.0}  # as they start
+        assert (found[norm + "bias"] == 0).all()
 
 
 def test_outputs_mirror_the_images(finished):

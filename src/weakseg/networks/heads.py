@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weakseg.networks.spec import Projection
 
-__all__ = ["CAMHead", "ProjectedHead"]
+__all__ = ["CAMHead", "ProjectedHead", "init_heads"]
 
 _SURE = 1e-6  # what a probability keeps from 0 and 1, so that its logit is finite
 
@@ -36,6 +38,22 @@ class CAMHead(nn.Module):
         if self.hidden is not None:
             features = self.hidden(features).relu()
         return self.classifier(features)
+
+
+def init_heads(model: nn.Module, kind: Literal["default", "kaiming", "xavier"]) -> None:
+    """Draws the first weights of every :class:`CAMHead` of a model, as a published code did.
+
+    ``kaiming``: normal numbers of deviation sqrt(2 / channels) (Puzzle-CAM); ``xavier``: uniform ones
+    of deviation sqrt(2 / (channels + classes)) (psa, SEAM, ACR); ``default`` leaves PyTorch's, uniform
+    of deviation sqrt(1 / (3 channels)) (irn).
+    """
+    if kind == "default":
+        return
+    draw = nn.init.kaiming_normal_ if kind == "kaiming" else nn.init.xavier_uniform_
+    for head in model.modules():
+        if isinstance(head, CAMHead):
+            for weight in head.parameters():
+                draw(weight)
 
 
 class ProjectedHead(nn.Module):

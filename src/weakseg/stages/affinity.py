@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,15 @@ class AffinityConfig(Frozen):
     steps: PositiveInt | None = Field(
         None, description="of the walk; null = 256 at 500 px, in proportion to the image's area"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_the_paper(cls, values: Any) -> Any:
+        """``train.preset: paper`` is what the paper of the network's kind used."""
+        train = values.get("train") if isinstance(values, Mapping) else None
+        if isinstance(train, Mapping) and train.get("preset") == "paper":
+            return {**values, "train": {**train, "preset": values.get("kind", "irn")}}
+        return values
 
 
 def network_stage(

@@ -25,6 +25,7 @@ from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
 from weakseg.networks.backbone import Backbone, backbone_factory
+from weakseg.networks.heads import init_heads
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
@@ -185,6 +186,7 @@ def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
 
 def _make_model(recipe: Recipe, images: Collection) -> Trainable:
     model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
+    init_heads(model, recipe.train.head_init)
     start_from(model, recipe.train)
     return model
 

@@ -71,11 +71,16 @@ class TrainingModule(L.LightningModule):
         return self.steps_done / self.total_steps
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One optimiser for each phase."""
-        return [
-            make_optimiser(self.model, p.parameters(), self.train_config)
+        """One optimiser for each phase; what none of them trains needs no gradients."""
+        optimisers = [
+            make_optimiser(self.model, p.parameters(), self.train_config, self.section)
             for p in self._phases.values()
         ]
+        trained = {id(p) for o in optimisers for g in o.param_groups for p in g["params"]}
+        for p in self.model.parameters():
+            if id(p) not in trained:
+                p.requires_grad_(False)
+        return optimisers
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """All phases on one batch."""
