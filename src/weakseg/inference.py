@@ -23,7 +23,7 @@ from weakseg.networks.fold import folded
 from weakseg.ops import dense_crf_many, gate, merge_maps, spans, stitch
 from weakseg.ops import place as place_maps
 
-__all__ = ["Normalise", "Placing", "Predictor", "evaluating", "multi_scale"]
+__all__ = ["Normalise", "Placing", "Predictor", "evaluating", "inputs_at", "multi_scale"]
 
 Placing = Literal["cells", "stretch", "crop"]
 """Where the cells of maps are taken to lie: see :func:`multi_scale`."""
@@ -68,6 +68,7 @@ def multi_scale(
     size: tuple[int, int] | None = None,
     head: str | None = None,
     place: Placing = "cells",
+    levels: Callable[[float], list[Tensor]] | None = None,
 ) -> Maps:
     """Maps of images of one size, over scales and flips.
 
@@ -82,6 +83,8 @@ def multi_scale(
         place: Where the maps' cells are taken to lie. ``cells``: where the network says that they
             do. ``stretch``: they share the image evenly (most published codes). ``crop``: at full
             size they share the next whole number of cells, cut to the image (irn, Puzzle-CAM).
+        levels: Gives the backbone's levels at a scale, mirrored images behind the images, where
+            they were computed before.
 
     Returns:
         Maps with scores (B, K, h, w) in [0, 1], merged by their kind; logits are those of image
@@ -96,7 +99,7 @@ def multi_scale(
     kind: Any = "logit"
     stride = model.backbone.levels[-1].stride if place == "crop" and size == image else None
     for scale in scales:
-        for maps, seen, mirrored in _views(model, images, normalise, scale, flip, head):
+        for maps, seen, mirrored in _views(model, images, normalise, scale, flip, head, levels):
             kind = maps.kind
             cells = maps.cells if place == "cells" else None
             clipped = maps.scores.relu() if kind == "logit" else maps.scores
@@ -118,6 +121,23 @@ def multi_scale(
     )
 
 
+def inputs_at(images: Tensor, normalise: Normalise, scale: float, flip: bool) -> Tensor:
+    """What the network reads of images (B, 3, H, W) uint8 at a scale, the mirrored ones behind them."""
+    scaled = images
+    if scale != 1.0:
+        side = list(_size_at(images, scale))
+        scaled = V.resize(images, side, interpolation=V.InterpolationMode.BICUBIC, antialias=True)
+    inputs = normalise(scaled)
+    if flip:
+        inputs = torch.cat([inputs, inputs.flip(-1)])
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def _size_at(images: Tensor, scale: float) -> tuple[int, int]:
+    height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
+    return height, width
+
+
 def _views(
     model: Trainable,
     images: Tensor,
@@ -125,17 +145,18 @@ def _views(
     scale: float,
     flip: bool,
     head: str | None,
+    levels: Callable[[float], list[Tensor]] | None,
 ) -> Iterator[tuple[Maps, tuple[int, int], bool]]:
     """Maps of the images at a scale, their size there, and whether they are mirrored."""
-    height, width = images.shape[-2:]
-    scaled = images
-    if scale != 1.0:
-        side = [max(1, round(height * scale)), max(1, round(width * scale))]
-        scaled = V.resize(images, side, interpolation=V.InterpolationMode.BICUBIC, antialias=True)
-    inputs = normalise(scaled)
-    if flip:
-        inputs = torch.cat([inputs, inputs.flip(-1)])
-    both = model(inputs.contiguous(memory_format=torch.channels_last), head)
+    if levels is None:
+        inputs = inputs_at(images, normalise, scale, flip)
+        both = model(inputs, head)
+    else:  # the images' size alone is read
+        inputs = images.new_empty(1, dtype=torch.float32).expand(
+            (1 + flip) * len(images), 3, *_size_at(images, scale)
+        )
+        with model.backbone.giving(levels(scale)):
+            both = model(inputs, head)
     seen = (inputs.shape[-2], inputs.shape[-1])
     if not flip:
         yield both, seen, False

@@ -32,6 +32,7 @@ __all__ = [
     "Augment",
     "MaskBatch",
     "StepBatches",
+    "TrainingFeatures",
     "TrainingImages",
     "derive_seed",
     "loader_processes",
@@ -189,6 +190,36 @@ def _to_chw(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
+class TrainingFeatures(Dataset):
+    """Averages of a frozen backbone's features with the images' tags.
+
+    An item is asked for by (index, epoch), as of :class:`TrainingImages`; each pass takes another
+    view of the image.
+
+    Args:
+        collection: The samples.
+        pooled: (N, V, C) float16, V views of each sample: scales, mirror images, windows.
+        seed: Seed of the views.
+    """
+
+    masks = None
+
+    def __init__(self, collection: Collection, pooled: np.ndarray, seed: int) -> None:
+        self.ids = [sample.id for sample in collection.samples]
+        self.tags = torch.from_numpy(collection.tag_matrix()).float()
+        self.pooled = torch.from_numpy(pooled)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str, Tensor]:
+        index, epoch = key
+        view = derive_seed(self.seed, "view", epoch, index) % self.pooled.shape[1]
+        features = self.pooled[index, view].float()
+        return torch.empty(3, 0, 0), self.tags[index], self.ids[index], features
+
+
 class StepBatches(Sampler):
     """Batches of (index, epoch) for the steps from ``start`` to ``steps``.
 
@@ -240,7 +271,9 @@ class StepBatches(Sampler):
         return torch.randperm(self.images, generator=generator).tolist()
 
 
-def training_loader(data: TrainingImages, batches: StepBatches, workers: int) -> DataLoader:
+def training_loader(
+    data: TrainingImages | TrainingFeatures, batches: StepBatches, workers: int
+) -> DataLoader:
     """Loader of :class:`Batch` (or :class:`MaskBatch`, where the data has masks).
 
     In place of a batch with an unreadable image it yields the :class:`UserError`.
@@ -270,7 +303,10 @@ def _single_threaded(_: int) -> None:
 
 
 def _collate_tags(items: list[tuple[Tensor, Tensor, str]] | UserError) -> Batch | UserError:
-    return items if isinstance(items, UserError) else Batch(*_stacked(items))
+    if isinstance(items, UserError):
+        return items
+    pooled = [item[3] for item in items if len(item) > 3]  # type: ignore[misc]
+    return Batch(*_stacked([item[:3] for item in items]), torch.stack(pooled) if pooled else None)
 
 
 def _collate_masks(items: list[tuple[Tensor, Tensor, str]] | UserError) -> MaskBatch | UserError:

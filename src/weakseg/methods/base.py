@@ -48,22 +48,34 @@ class Batch:
         images: (B, 3, S, S) float32, normalised; padding is zero, the mean colour.
         tags: (B, K) float32, 1 where the class is present.
         ids: B sample ids.
+        pooled: (B, C) averages of the last level, where a frozen backbone's features were computed
+            before; ``images`` then holds none (B, 3, 0, 0).
     """
 
     images: Tensor
     tags: Tensor
     ids: list[str]
+    pooled: Tensor | None = None
 
     def to(self, device: Any, **kwargs: Any) -> Batch:
         """The batch on another device."""
-        return Batch(self.images.to(device, **kwargs), self.tags.to(device, **kwargs), self.ids)
+        pooled = None if self.pooled is None else self.pooled.to(device, **kwargs)
+        return Batch(
+            self.images.to(device, **kwargs), self.tags.to(device, **kwargs), self.ids, pooled
+        )
 
     def parts(self, count: int) -> list[Batch]:
         """The batch cut into ``count`` equal parts, in order."""
         size = len(self.ids) // count
+        cuts = [slice(i, i + size) for i in range(0, size * count, size)]
         return [
-            Batch(self.images[i : i + size], self.tags[i : i + size], self.ids[i : i + size])
-            for i in range(0, size * count, size)
+            Batch(
+                self.images[cut],
+                self.tags[cut],
+                self.ids[cut],
+                None if self.pooled is None else self.pooled[cut],
+            )
+            for cut in cuts
         ]
 
 
@@ -203,6 +215,14 @@ class Method(Trainable):
         super().__init__()
         self.num_classes = num_classes
         self.config = config
+
+    @classmethod
+    def pools(cls, config: Frozen) -> bool:
+        """Whether losses read nothing of an image but the average of the backbone's last level.
+
+        Those of a frozen backbone are then computed once (``Batch.pooled``).
+        """
+        return False
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) of each level, finest first, for refiners that need them."""

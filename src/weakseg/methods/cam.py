@@ -111,9 +111,20 @@ class CAM(Classifier):
             channels = self.backbone.levels[-1].channels
             self.head = CAMHead(channels, num_classes, self.config.hidden)
 
+    @classmethod
+    def pools(cls, config: Frozen) -> bool:
+        """A linear head on averages gives the averages of its maps; a hidden layer does not."""
+        assert isinstance(config, cls.Config)
+        return config.hidden is None and config.from_classifier is None
+
     def classify(self, batch: Batch) -> tuple[Maps, dict[str, Tensor]]:
         """Maps and the classification loss."""
-        maps = self(batch.images)
+        if batch.pooled is not None:  # a linear head gives the same logits before and after pooling
+            scores = self.head(batch.pooled[:, :, None, None])
+            maps = Maps(scores, kind="logit", logits=scores[:, :, 0, 0])
+        else:
+            maps = self(batch.images)
+        assert maps.logits is not None
         return maps, {"cls": F.multilabel_soft_margin_loss(maps.logits.float(), batch.tags)}
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:

@@ -12,21 +12,24 @@ normalisation that the weights expect travels with the network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from timm.models import load_state_dict
+from timm.models import load_state_dict, model_entrypoint
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
 from weakseg.networks.cells import cells_of, pads_by_size
 from weakseg.networks.checkpoint import require_finite
+from weakseg.networks.packaged import packaged_weights
 from weakseg.networks.resnet38 import ResNet38, create_resnet38
 from weakseg.networks.spec import BackboneSpec
 from weakseg.networks.tokens import VisionTokens, create_tokens, is_transformer
@@ -39,8 +42,11 @@ __all__ = [
     "Level",
     "MakeBackbone",
     "backbone_factory",
+    "has_last_convolution",
     "make_backbone",
     "require_known",
+    "weights_from",
+    "with_last_convolution",
 ]
 
 _OWN = {"resnet38": create_resnet38}  # networks that timm lacks
@@ -66,6 +72,7 @@ class Backbone(nn.Module):
         mean: RGB mean that inputs in [0, 1] are normalised with.
         std: RGB standard deviation, likewise.
         from_scratch: True where the weights are random.
+        weights_from: Where its weights came from, in words.
         padded_by_size: Where its cells lie depends on the size of the image (TensorFlow's padding).
     """
 
@@ -90,6 +97,7 @@ class Backbone(nn.Module):
         self.mean = tuple(spec.mean or cfg.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(spec.std or cfg.get("std", (0.229, 0.224, 0.225)))
         self.from_scratch = spec.from_scratch
+        self.weights_from = weights_from(spec)
         self.padded_by_size = pads_by_size(self.network)
         self._cells: dict[tuple[int, int], tuple[Cells, ...]] = {}
         if not isinstance(self.network, VisionTokens):
@@ -97,11 +105,26 @@ class Backbone(nn.Module):
         if spec.norm_is_frozen:
             for norm in self._norms():
                 norm.requires_grad_(False)
+        for parameter in self._kept():
+            parameter.requires_grad_(False)
+        self._given: list[Tensor] | None = None
         self.train()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of ``images`` (B, 3, H, W), normalised: one (B, C, h, w) per level."""
-        return list(self.network(images))
+        if self._given is not None:
+            return self._given
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.spec.is_frozen):
+            return list(self.network(images))
+
+    @contextmanager
+    def giving(self, levels: list[Tensor]) -> Iterator[None]:
+        """Answers with levels that were computed before, whatever the images."""
+        self._given = levels
+        try:
+            yield
+        finally:
+            self._given = None
 
     def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
         """Where the cells of each level lie in an image of ``size`` (H, W), finest level first.
@@ -127,12 +150,34 @@ class Backbone(nn.Module):
         return rgb if rgb.shape[-2:] == size else F.adaptive_avg_pool2d(rgb, size)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Sets the mode; frozen BatchNorm stays in evaluation mode."""
+        """Sets the mode; what is frozen stays in evaluation mode."""
         super().train(mode)
+        if self.spec.is_frozen:
+            self.network.eval()
         if self.spec.norm_is_frozen:
             for norm in self._norms():
                 norm.eval()
         return self
+
+    def _kept(self) -> list[nn.Parameter]:
+        """Parameters that do not learn: all, or those that a level reads above the deepest ones."""
+        own = list(self.network.parameters())
+        if self.spec.train == "all":
+            return []
+        if self.spec.train == "none" or not own:
+            return own
+        shallow = len(self.levels) - self.spec.train
+        if shallow <= 0:
+            return []
+        mode = self.network.training
+        self.network.eval()
+        side = 2 * max(level.stride for level in self.levels)
+        with torch.enable_grad():
+            level = self.network(torch.zeros(1, 3, side, side))[shallow - 1]
+            learning = [p for p in own if p.requires_grad]
+            found = torch.autograd.grad(level.sum(), learning, allow_unused=True)
+        self.network.train(mode)
+        return [p for p, gradient in zip(learning, found, strict=True) if gradient is not None]
 
     def _norms(self) -> list[nn.Module]:
         return [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -150,6 +195,18 @@ def make_backbone(spec: BackboneSpec) -> Backbone:
             output stride cannot be had.
     """
     return Backbone(spec)
+
+
+def weights_from(spec: BackboneSpec) -> str:
+    """Where the weights of a backbone come from: a file, an installed package, or a hub."""
+    if spec.weights is not None:
+        return str(spec.weights)
+    if not spec.pretrained:
+        return "random"
+    packaged = packaged_weights(spec.name)
+    if packaged is not None:
+        return f"the package {packaged.package}"
+    return "torchvision's hub" if in_torchvision(spec.name) else "timm's hub"
 
 
 def backbone_factory(spec: BackboneSpec) -> MakeBackbone:
@@ -193,24 +250,78 @@ def _create(spec: BackboneSpec) -> nn.Module:
     arguments = dict(spec.options)
     if spec.dilate:
         arguments["output_stride"] = spec.output_stride
-    given: list[str] = []
     try:
-        if file is not None:
-            state = load_state_dict(str(file), weights_only=True)
-            require_finite(state, file)
-            given = list(state)
-            arguments["pretrained_cfg_overlay"] = {"file": str(file)}
-        if file is not None or spec.pretrained:
-            arguments["pretrained"] = True
-        network = timm.create_model(spec.name, features_only=True, **arguments)
+        network = _from_timm(spec, file, arguments)
     except UserError:
         raise
     except Exception as error:  # timm, huggingface_hub and torch raise many kinds here
         raise _explain(spec, error) from error
-    if file is not None:
-        _check_that_weights_fit(network, given, spec)
     _move_first_level_behind_pool(network)
     return network
+
+
+def _from_timm(spec: BackboneSpec, file: Path | None, arguments: dict[str, Any]) -> nn.Module:
+    """timm's network of feature levels, with the weights that ``spec`` asks for."""
+    packaged = packaged_weights(spec.name) if spec.pretrained and file is None else None
+    loading: dict[str, Any] = {}
+    given: list[str] = []
+    if file is not None:
+        state = load_state_dict(str(file), weights_only=True)
+        require_finite(state, file)
+        given = list(state)
+        loading["pretrained_cfg_overlay"] = {"file": str(file)}
+    if file is not None or (spec.pretrained and packaged is None):
+        loading["pretrained"] = True
+    if not has_last_convolution(spec.name):
+        network = timm.create_model(spec.name, features_only=True, **arguments, **loading)
+        if file is not None:
+            _check_that_weights_fit(network, given, spec)
+        return network
+    whole = timm.create_model(spec.name, num_classes=0, **arguments, **loading)
+    if file is not None:
+        _check_that_weights_fit(whole, given, spec)
+    if packaged is not None:
+        whole.load_state_dict(packaged.state(whole), strict=False)
+    network = timm.create_model(spec.name, features_only=True, **arguments)
+    return with_last_convolution(network, whole)
+
+
+def has_last_convolution(name: str) -> bool:
+    """Whether timm's network has a convolution between its last level and the pooling.
+
+    EfficientNet, MobileNetV2 and the like end in a narrow linear bottleneck, which a last 1 x 1
+    convolution widens for the classifier.
+    """
+    plain = name.partition(".")[0]
+    return timm.is_model(plain) and model_entrypoint(plain).__module__.endswith(".efficientnet")
+
+
+def with_last_convolution(network: nn.Module, whole: nn.Module) -> nn.Module:
+    """A network of feature levels whose last one is what the classifier of ``whole`` pools.
+
+    Args:
+        network: timm's feature network of the same name and options.
+        whole: The classifier; its weights are taken over.
+    """
+    if not isinstance(network, EfficientNetFeatures) or not hasattr(whole, "conv_head"):
+        raise ValueError(f"{type(whole).__name__} has no last convolution")
+    network.__class__ = _WholeEfficientNet
+    network.conv_head, network.bn2 = whole.conv_head, whole.bn2
+    weights = whole.state_dict()
+    network.load_state_dict({key: weights[key] for key in network.state_dict()})
+    return network
+
+
+class _WholeEfficientNet(EfficientNetFeatures):
+    """timm's feature network with the convolution that its classifier reads, under timm's names."""
+
+    conv_head: nn.Module
+    bn2: nn.Module
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature levels (B, C, h, w), finest first."""
+        levels = super().forward(x)
+        return [*levels[:-1], self.bn2(self.conv_head(levels[-1]))]
 
 
 def _check_that_weights_fit(network: nn.Module, given: list[str], spec: BackboneSpec) -> None:

@@ -22,7 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from weakseg.errors import UserError
-from weakseg.networks.backbone import Backbone, require_known
+from weakseg.networks.backbone import (
+    Backbone,
+    has_last_convolution,
+    require_known,
+    with_last_convolution,
+)
 from weakseg.networks.checkpoint import Checkpoint
 from weakseg.networks.heads import ProjectedHead
 from weakseg.networks.spec import BackboneSpec
@@ -232,6 +237,8 @@ def _trunk(whole: nn.Module, spec: BackboneSpec) -> nn.Module:
     if in_torchvision(spec.name):
         return TorchvisionTrunk(whole).eval()
     trunk = timm.create_model(spec.name, features_only=True, **spec.options).eval()
+    if has_last_convolution(spec.name):
+        return with_last_convolution(trunk, whole).eval()
     weights = {k.replace(".", "_"): v for k, v in whole.state_dict().items()}
     # Feature networks write stages_0 for stages.0.
     trunk.load_state_dict({k: weights[k.replace(".", "_")] for k in trunk.state_dict()})

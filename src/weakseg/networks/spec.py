@@ -52,6 +52,11 @@ class BackboneSpec(Frozen):
         "auto",
         description="BatchNorm of the backbone; auto = frozen with given weights, else trained",
     )
+    train: Literal["all", "none"] | PositiveInt = Field(
+        "all",
+        description="what of it learns: all, none (its features are computed once), or a number of "
+        "deepest levels",
+    )
     mean: tuple[float, float, float] | None = Field(
         None, description="RGB mean; null = that of the weights"
     )
@@ -98,6 +103,17 @@ class BackboneSpec(Frozen):
             values = {**values, "pretrained": False}
         return values
 
+    @model_validator(mode="after")
+    def _what_is_frozen_has_weights(self) -> Any:
+        if self.train == "none" and self.norm == "trained":
+            raise ValueError("norm: trained contradicts train: none")
+        return self
+
+    @property
+    def is_frozen(self) -> bool:
+        """True where nothing of the network learns."""
+        return self.train == "none"
+
     @property
     def from_scratch(self) -> bool:
         """True where the network starts from random weights."""
@@ -106,7 +122,8 @@ class BackboneSpec(Frozen):
     @property
     def norm_is_frozen(self) -> bool:
         """True where the backbone's BatchNorm keeps its statistics and affine parameters."""
-        return self.norm == "frozen" or (self.norm == "auto" and not self.from_scratch)
+        kept = self.norm == "auto" and (self.is_frozen or not self.from_scratch)
+        return self.norm == "frozen" or kept
 
 
 class Projection(Frozen):

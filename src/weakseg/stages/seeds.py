@@ -29,6 +29,8 @@ from weakseg.recipe import Recipe, SeedsConfig
 from weakseg.registry import suggest
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
+from weakseg.stages.features import FEATURES, frozen_levels
+from weakseg.stages.train import trains_on_features
 
 __all__ = [
     "check_settings",
@@ -84,7 +86,8 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         )
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
-        make_seeds(model, images, recipe.seeds, stage.folder / "scores")
+        kept = run.stage_folder("train") / FEATURES if trains_on_features(recipe) else None
+        make_seeds(model, images, recipe.seeds, stage.folder / "scores", kept)
         stage.results |= {
             "images": len(images),
             "scales": list(recipe.seeds.scales),
@@ -95,8 +98,17 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     return stage
 
 
-def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, folder: Path) -> None:
-    """Writes the score files that are not there yet, a group of one size at a time."""
+def make_seeds(
+    predictor: Predictor,
+    images: Collection,
+    config: SeedsConfig,
+    folder: Path,
+    features: Path | None = None,
+) -> None:
+    """Writes the score files that are not there yet, a group of one size at a time.
+
+    ``features`` is the folder of those of a frozen backbone, where its head was trained on them.
+    """
     predictor = predictor.fast()
     groups = groups_of_one_size(images, config)
     todo = [g for g in groups if not all(scores_path(folder, s.id).exists() for s in g)]
@@ -118,6 +130,9 @@ def make_seeds(predictor: Predictor, images: Collection, config: SeedsConfig, fo
                 size=(-(-batch.shape[-2] // config.stride), -(-batch.shape[-1] // config.stride)),
                 head=config.head,
                 place=config.place,
+                levels=None
+                if features is None
+                else frozen_levels(model.backbone, group, batch, config, features),
             )
             written.append(writer.submit(_write_group, group, maps, tags, config, folder))
             while len(written) > 4:

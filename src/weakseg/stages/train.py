@@ -17,20 +17,21 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from weakseg.console import console
-from weakseg.data.loading import Augment, TrainingImages, derive_seed
+from weakseg.data.loading import Augment, TrainingFeatures, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.export.model import find_model, initialise, read_weights, save
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
-from weakseg.networks.backbone import Backbone, backbone_factory
+from weakseg.networks.backbone import Backbone, backbone_factory, weights_from
 from weakseg.networks.heads import init_heads
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages.batches import device_words, pick_device
 from weakseg.stages.check import collect
+from weakseg.stages.features import FEATURES, keep_features, pooled_features
 from weakseg.stages.project import project, projected_inputs
 from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
@@ -48,11 +49,12 @@ __all__ = [
     "start_from",
     "train",
     "train_inputs",
+    "trains_on_features",
     "without_pace",
 ]
 
 
-PACE = {"checkpoint_every", "snapshot_every"}
+PACE = {"checkpoint_every", "features_gb", "snapshot_every"}
 """Settings of a training that do not change its result."""
 
 
@@ -85,7 +87,19 @@ def train_inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
         "train": without_pace(recipe.train),
         "init_from": origin(recipe.train),
         "images": images.fingerprint(),
+        **({"views": _views(recipe)} if trains_on_features(recipe) else {}),
     }
+
+
+def trains_on_features(recipe: Recipe) -> bool:
+    """Whether the features of a frozen backbone are computed once, and the method's head on them."""
+    method, config = resolve(recipe.method)
+    return recipe.backbone.is_frozen and method.pools(config)
+
+
+def _views(recipe: Recipe) -> dict[str, Any]:
+    """The views of an image whose features are kept: those of the seeds."""
+    return recipe.seeds.model_dump(mode="json", include={"scales", "flip", "max_side"})
 
 
 def _settled(recipe: Recipe) -> dict[str, Any]:
@@ -197,9 +211,18 @@ def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
     def make_model() -> Trainable:
         return _make_model(recipe, images)
 
-    def make_data(model: Trainable) -> TrainingImages:
-        return TrainingImages(images, augment_for(model, config), derive_seed(recipe.seed, "train"))
+    def make_data(model: Trainable) -> TrainingImages | TrainingFeatures:
+        seed = derive_seed(recipe.seed, "train")
+        if not trains_on_features(recipe):
+            return TrainingImages(images, augment_for(model, config), seed)
+        kept = folder / FEATURES
+        if _is_first():
+            device = pick_device(recipe.runtime.accelerator)
+            keep_features(model.to(device), images, recipe.seeds, kept, config.features_gb)
+            model.cpu()
+        return pooled_features(images, kept, seed)
 
+    console.print(f"  {recipe.backbone.name}: weights from {weights_from(recipe.backbone)}")
     result = fit(folder, make_model, make_data, config, placement(recipe), recipe.seed, "train")
     network = {
         "task": "method",

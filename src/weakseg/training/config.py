@@ -148,6 +148,12 @@ class TrainConfig(Frozen):
         None, gt=0, lt=1, description="decay of averaged weights, used after training"
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    features_gb: float = Field(
+        20.0,
+        ge=0,
+        description="disk space for the maps of a frozen backbone; where they take more, they are "
+        "computed twice",
+    )
     init_from: Path | None = Field(
         None, description="model or run folder whose weights to start from"
     )

@@ -20,7 +20,13 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from weakseg.console import Bar, console
-from weakseg.data.loading import StepBatches, TrainingImages, loader_processes, training_loader
+from weakseg.data.loading import (
+    StepBatches,
+    TrainingFeatures,
+    TrainingImages,
+    loader_processes,
+    training_loader,
+)
 from weakseg.errors import UserError
 from weakseg.files import atomic_path
 from weakseg.methods.base import Trainable
@@ -67,7 +73,7 @@ class TrainingResult:
 def fit(
     folder: Path,
     make_model: Callable[[], Trainable],
-    make_data: Callable[[Trainable], TrainingImages],
+    make_data: Callable[[Trainable], TrainingImages | TrainingFeatures],
     config: TrainConfig,
     placement: Placement,
     seed: int,
@@ -127,7 +133,7 @@ def fit(
 def _train(
     folder: Path,
     module: TrainingModule,
-    data: TrainingImages,
+    data: TrainingImages | TrainingFeatures,
     placement: Placement,
     seed: int,
     title: str,
@@ -158,7 +164,8 @@ def _train(
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "gpu"
     if accelerator == "cpu" and config.precision == "16-mixed":
         console.print("  16-mixed needs a GPU: bf16-mixed is used instead")
-    workers = loader_processes(placement.workers, accelerator)
+    pooled = isinstance(data, TrainingFeatures)  # a look-up needs no process of its own
+    workers = 0 if pooled else loader_processes(placement.workers, accelerator)
     with _stoppable():
         trainer.fit(module, _StepLoader(data, module, workers, seed, world))
 
@@ -180,7 +187,12 @@ class _StepLoader(L.LightningDataModule):
     """Makes the loader once the process knows its rank."""
 
     def __init__(
-        self, data: TrainingImages, module: TrainingModule, workers: int, seed: int, world: int
+        self,
+        data: TrainingImages | TrainingFeatures,
+        module: TrainingModule,
+        workers: int,
+        seed: int,
+        world: int,
     ) -> None:
         super().__init__()
         self.data, self.module = data, module
