@@ -25,11 +25,9 @@ from typing import Any, Literal
 
 from weakseg.errors import UserError
 from weakseg.files import write_json
+from weakseg.outputs import STAGES
 
 __all__ = ["STAGES", "RunFolder", "Stage", "StageRecord", "fingerprint", "mendable", "read_record"]
-
-STAGES = ("check", "train", "seeds", "refine", "masks", "segment", "predict", "evaluate")
-"""The stages in order; a stage's folder is its number and name, such as ``2-train``."""
 
 
 _OF_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")

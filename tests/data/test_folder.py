@@ -346,3 +346,65 @@ def test_name_index_in_a_large_flat_folder_of_equal_names(tmp_path: Path) -> Non
     }
     assert {name: index.find(name).files for name in found} == found
     assert index.find("../top.png") is None
+
+
+# --- what weakseg wrote ---------------------------------------------------------------------
+
+
+def outputs(root: Path) -> None:
+    """A run, imported masks and predictions, each with pictures in it."""
+    from weakseg.outputs import Outputs
+
+    for stage in ("5-masks", "7-predict"):
+        put(root / "weakseg-run" / stage / "masks/cat/1.png")
+        record = '{"stage": "masks", "fingerprint": "f"}'
+        (root / "weakseg-run" / stage / "stage.json").write_text(record)
+    put(root / "weakseg-run/corrected/cat/1.png")
+    put(root / "weakseg-run/5-masks.unknown-1/masks/cat/1.png")
+    put(root / "cat/masks-of-it/masks/a.png")
+    (root / "cat/masks-of-it/stage.json").write_text(record)
+    Outputs(root / "predicted").begin("predict", whole=True)
+    put(root / "predicted/cat/1.png")
+
+
+def test_runs_and_other_outputs_are_no_images(tmp_path: Path) -> None:
+    for i in range(4):
+        put(tmp_path / f"{'cat' if i % 2 else 'dog'}/{i}.png", i)
+    before = load(tmp_path)
+    outputs(tmp_path)
+    found = load(tmp_path)
+    assert tags(found) == tags(before) and found.classes == ("cat", "dog")
+    assert found.fingerprint() == before.fingerprint()
+    assert said(found, "3 folders that weakseg wrote left out: cat/masks-of-it, predicted, weak")
+    assert scan(tmp_path / "predicted") == ["cat/1.png"], "where they are asked for by name"
+    assert scan(tmp_path / "weakseg-run/5-masks") == ["masks/cat/1.png"]
+    os.symlink(tmp_path / "weakseg-run", tmp_path / "cat" / "link", target_is_directory=True)
+    assert tags(load(tmp_path)) == tags(before)
+
+
+def test_predictions_among_images_are_left_out_until_they_are_replaced(tmp_path: Path) -> None:
+    from weakseg.files import atomic_path
+    from weakseg.outputs import Outputs
+
+    put(tmp_path / "cat/1.jpg"), put(tmp_path / "dog/2.jpg", 1)
+    written = Outputs(tmp_path)
+    written.begin("predict")
+    for name in ("cat/1.png", "dog/2.png"):
+        with atomic_path(tmp_path / name, note=written.note) as temporary:
+            Image.new("L", (8, 6)).save(temporary)
+    assert scan(tmp_path) == ["cat/1.jpg", "dog/2.jpg"]
+    put(tmp_path / "dog/2.png", 7)
+    assert scan(tmp_path) == ["cat/1.jpg", "dog/2.jpg", "dog/2.png"]
+
+
+def test_content_and_not_time_makes_other_images(tmp_path: Path) -> None:
+    put(tmp_path / "a/cat/1.png"), put(tmp_path / "a/dog/2.png", 1)
+    first = load(tmp_path / "a").fingerprint()
+    os.utime(tmp_path / "a/cat/1.png", (7, 7))
+    assert load(tmp_path / "a").fingerprint() == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert load(tmp_path / "b").fingerprint() == first, "nor the place"
+    stamp = (tmp_path / "b/cat/1.png").stat()
+    put(tmp_path / "b/cat/1.png", 2)
+    os.utime(tmp_path / "b/cat/1.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert load(tmp_path / "b").fingerprint() != first

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 
@@ -29,6 +28,7 @@ from weakseg.report.comparison import summary, write_comparison_page
 from weakseg.report.facts import gather
 from weakseg.report.numbers import Comparison, Entry
 from weakseg.runfolder import RunFolder
+from weakseg.stages import seeds
 from weakseg.stages.batches import groups_of_one_size
 from weakseg.stages.check import collect
 from weakseg.stages.seeds import classification_f1, gated
@@ -342,23 +342,32 @@ def test_a_folder_of_something_else_is_not_written_to(tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp_path, shapes_root):
+def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp_path, monkeypatch):
     recipe = tiny.model_copy(
         update={"data": tiny.data.model_copy(update={"root": tmp_path / "own"})}
     )
     run_recipe(recipe, tmp_path / "run", until="train")
     collection = pipeline.collect(recipe.data)
     victim = collection.split("train").samples[-1].image
-    whole, stamp = victim.read_bytes(), victim.stat()
-    victim.write_bytes(whole[:200].ljust(len(whole), b"\0"))
-    os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    with pytest.raises(UserError) as error:
+    whole = victim.read_bytes()
+    original = seeds.make_seeds
+
+    def spoil(*given):
+        victim.write_bytes(whole[:200])
+        return original(*given)
+
+    monkeypatch.setattr(seeds, "make_seeds", spoil)
+    with pytest.raises(UserError) as error:  # it turned so after the check
         run_recipe(recipe, tmp_path / "run")
     assert victim.name in str(error.value)
     assert RunFolder(tmp_path / "run").record("seeds").status == "failed"
+    trained = RunFolder(tmp_path / "run").record("train")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="the data has errors"):
+        run_recipe(recipe, tmp_path / "run")
     victim.write_bytes(whole)
-    os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     run_recipe(recipe, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").record("train") == trained
     run_recipe(recipe, tmp_path / "clean")
     pattern = "3-seeds/scores/**/*"
     assert contents(tmp_path / "run", pattern) == contents(tmp_path / "clean", pattern)

@@ -33,13 +33,13 @@ from weakseg.data.samples import Box, Collection, Sample
 from weakseg.data.sources import (
     NameIndex,
     Untagged,
-    cache_folder,
     check_untagged,
     class_list,
     count,
     in_class_order,
     is_background,
     locate,
+    outputs_note,
     read_options,
     require_folder,
     require_plain_names,
@@ -52,7 +52,7 @@ from weakseg.data.sources import (
     with_masks,
 )
 from weakseg.errors import UserError
-from weakseg.files import write_json
+from weakseg.files import cache_folder, write_json
 from weakseg.registry import suggest
 
 __all__ = ["coco"]
@@ -108,7 +108,9 @@ def coco(
     tables = {split: read_instances(file) for split, file in files.items()}
     known, ids = _categories(tables.values(), names, notes)
     skip = locate(masks, path, where="masks") if masks is not None and not drawn else None
-    found = _Images(path, scan(path, skip=skip))
+    outputs: list[str] = []
+    found = _Images(path, scan(path, skip=skip, left_out=outputs))
+    notes += outputs_note(outputs)
     entries = [e for split, table in tables.items() for e in _entries(split, table, found)]
     _check_entries(entries, found, notes)
     samples = _tagged(entries, path, known, ids, chosen["crowd_tags"], notes)

@@ -32,6 +32,7 @@ from weakseg.data.sources import (
     is_split_word,
     locate,
     natural_key,
+    outputs_note,
     read_options,
     require_folder,
     require_plain_names,
@@ -81,7 +82,10 @@ def folder(
     check_untagged(untagged)
     path = require_folder(root, where="root", mend="give the folder of your images")
     names, notes = class_list(classes, path)
-    files = scan(path, skip=locate(masks, path, where="masks") if masks is not None else None)
+    skip = locate(masks, path, where="masks") if masks is not None else None
+    outputs: list[str] = []
+    files = scan(path, skip=skip, left_out=outputs)
+    notes += outputs_note(outputs)
     if not files:
         raise UserError(
             "there are no images in this folder", where=path, mend="check the path of the images"

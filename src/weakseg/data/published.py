@@ -18,7 +18,6 @@ The format says whether classes are counted from 0 or from 1. Files are unpickle
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +33,7 @@ from weakseg.data.scorefile import read_scores
 from weakseg.data.sources import count, scan
 from weakseg.errors import UserError
 
-__all__ = ["Format", "Published", "find_files", "read_published", "settle_format", "stamps"]
+__all__ = ["Format", "Published", "find_files", "read_published", "settle_format"]
 
 Format = Literal["psa", "psa-crf", "irn", "puzzle", "puzzle-rw", "rs", "weakseg"]
 
@@ -117,15 +116,6 @@ def find_files(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
             mend=f"name one file after each image, such as {ids[0]}.npy, or leave these images out",
         )
     return found
-
-
-def stamps(files: Mapping[str, Path]) -> str:
-    """Digest of the files' names, sizes and times: other files mean other seeds."""
-    digest = hashlib.sha256()
-    for key, file in sorted(files.items()):
-        stat = file.stat()
-        digest.update(repr((key, file.name, stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()[:16]
 
 
 def settle_format(

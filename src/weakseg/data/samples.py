@@ -8,13 +8,13 @@ them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from weakseg.digests import digests, together
 from weakseg.errors import UserError
 
 __all__ = ["IMAGE_SUFFIXES", "Box", "Collection", "Sample", "lot"]
@@ -127,19 +127,17 @@ class Collection:
         return matrix
 
     def fingerprint(self) -> str:
-        """Hash of ids, tags, splits, classes and the files' sizes and times.
+        """Hash of ids, tags, splits, classes and what the image files hold.
 
-        Ground-truth masks are left out: they must not change what is trained.
+        Where the files lie and when they were written does not matter. Ground-truth masks are left
+        out: they must not change what is trained.
         """
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        for s in self.samples:
-            try:
-                stat = os.stat(s.image)
-                stamp = (stat.st_size, stat.st_mtime_ns)
-            except (OSError, ValueError):  # missing, or a name that no file can have
-                stamp = (0, 0)
-            digest.update(repr((s.id, s.tags, s.split, stamp)).encode())
-        return digest.hexdigest()
+        contents = digests([s.image for s in self.samples])
+        parts = (
+            (repr((s.id, s.tags, s.split)), content)
+            for s, content in zip(self.samples, contents, strict=True)
+        )
+        return together([("\0".join(self.classes), None), *parts])
 
 
 def lot(sample_id: str) -> str:

@@ -15,9 +15,9 @@ from PIL import Image
 from weakseg.data.drawing import CLASSES, VERSION, draw
 from weakseg.data.images import write_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import cache_folder, check_untagged, read_options, sources
+from weakseg.data.sources import check_untagged, read_options, sources
 from weakseg.errors import UserError
-from weakseg.files import atomic_path
+from weakseg.files import atomic_path, cache_folder
 
 __all__ = ["shapes"]
 

@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weakseg.data.samples import IMAGE_SUFFIXES, Collection, Sample
+from weakseg.digests import digest
 from weakseg.errors import UserError
+from weakseg.outputs import LIST_FILE, Outputs, is_output
 from weakseg.registry import Registry, suggest
 
 __all__ = [
@@ -45,7 +47,6 @@ __all__ = [
     "NameIndex",
     "Source",
     "Untagged",
-    "cache_folder",
     "check_untagged",
     "class_list",
     "count",
@@ -55,6 +56,7 @@ __all__ = [
     "is_split_word",
     "locate",
     "natural_key",
+    "outputs_note",
     "read_options",
     "require_folder",
     "require_plain_names",
@@ -252,15 +254,22 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def scan(
-    root: Path, *, skip: Path | None = None, suffixes: frozenset[str] = IMAGE_SUFFIXES
+    root: Path,
+    *,
+    skip: Path | None = None,
+    suffixes: frozenset[str] = IMAGE_SUFFIXES,
+    left_out: list[str] | None = None,
 ) -> list[str]:
     """Image files under ``root`` (or those with other ``suffixes``), as sorted relative paths
     with ``/``.
 
     Hidden files and folders and those of file managers are left out, and so is the folder
-    ``skip`` (masks may stand inside the root). Links to folders are followed, once.
+    ``skip`` (masks may stand inside the root). Links to folders are followed, once. Runs, and
+    whatever else weakseg wrote below the root, are left out too; ``left_out`` gets the names of
+    such folders.
     """
     found: list[str] = []
+    written: dict[str, str] = {}
     seen: set[tuple[int, int]] = set()
     if skip is not None and skip.is_dir():
         seen.add(_identity(skip))
@@ -271,23 +280,34 @@ def scan(
         if identity in seen and prefix:
             continue
         seen.add(identity)
-        with os.scandir(folder) as entries:
+        with os.scandir(folder) as listed:
             # Sorted, so that which of two links to a folder is followed does not vary.
-            for entry in sorted(entries, key=lambda e: e.name):
-                if entry.name.startswith((".", "__MACOSX")):
-                    continue
-                if _is_folder(entry):
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                    found.append(prefix + entry.name)
+            entries = sorted(listed, key=lambda e: e.name)
+        names = {entry.name for entry in entries}
+        if prefix and is_output(Path(folder), names):
+            if left_out is not None:
+                left_out.append(prefix.rstrip("/"))
+            continue
+        if LIST_FILE in names and not (own := Outputs(Path(folder))).whole:
+            written |= {prefix + name: value for name, value in own.files.items()}
+        for entry in entries:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if _is_folder(entry):
+                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                found.append(prefix + entry.name)
+    if written:
+        found = [f for f in found if f not in written or digest(root / f) != written[f]]
     return sorted(found)
 
 
-def cache_folder() -> Path:
-    """Where sources keep what they make: ``$WEAKSEG_CACHE``, else the user's cache."""
-    own = os.environ.get("WEAKSEG_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(own) if own else Path(home) / "weakseg").expanduser()
+def outputs_note(outputs: Sequence[str]) -> list[str]:
+    """What to say of folders that :func:`scan` left out, because weakseg wrote them."""
+    if not outputs:
+        return []
+    names = ", ".join(sorted(outputs)[:3]) + (", ..." if len(outputs) > 3 else "")
+    return [f"{count(len(outputs), 'folder')} that weakseg wrote left out: {names}."]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weakseg.data.sources import cache_folder
 from weakseg.errors import UserError
 from weakseg.export.onnx import TOLERANCE, required, trace
-from weakseg.files import atomic_path
+from weakseg.files import atomic_path, cache_folder
 from weakseg.inference import Predictor
 from weakseg.methods.base import Maps, Method, Trainable
 from weakseg.networks.tokens import VisionTokens

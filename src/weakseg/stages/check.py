@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from weakseg.console import Bar, console
 from weakseg.data.check import CheckReport
 from weakseg.data.check import check as check_collection
 from weakseg.data.samples import Collection
 from weakseg.data.sources import sources
+from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.files import write_json
 from weakseg.recipe import DataConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 
-__all__ = ["check", "collect", "inspect", "stamp"]
+__all__ = ["check", "collect", "inspect"]
 
 
 def collect(data: DataConfig) -> Collection:
@@ -54,7 +54,7 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     Raises:
         UserError: The data has errors; the table of all of them is shown first.
     """
-    masks = sorted(stamp(s.mask) for s in collection if s.mask is not None)
+    masks = contents({s.id: s.mask for s in collection if s.mask is not None})
     stage = run.stage(
         "check",
         {"collection": collection.fingerprint(), "train": recipe.data.train, "masks": masks},
@@ -78,8 +78,3 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
                 mend="mend them and run the same command again; `weakseg check` shows them alone",
             )
     return stage
-
-
-def stamp(mask: Path) -> tuple[str, int]:
-    """What tells that a mask has become another one."""
-    return str(mask), mask.stat().st_mtime_ns if mask.exists() else 0

@@ -19,13 +19,13 @@ from weakseg.csvfile import write_csv
 from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
+from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.files import write_json
 from weakseg.methods import needs_segmenter, resolve
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.check import stamp
 from weakseg.stages.localise import RULE, BoxSource, box_source, localise, write_boxes_table
 from weakseg.stages.masks import masks_inputs
 from weakseg.stages.seeds import classification_f1, scores_path
@@ -104,10 +104,10 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     boxes = box_source(recipe, collection)
     inputs = {
         "stages": present,
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes"}),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes", "lists"}),
         "splits": [recipe.data.train, recipe.data.val],
         "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
-        "masks": [(s.id, *stamp(s.mask)) for s in judged if s.mask is not None],
+        "masks": contents({s.id: s.mask for s in judged if s.mask is not None}),
     }
     if boxes is not None:
         inputs["boxes"] = [boxes.words, boxes.fingerprint]

@@ -17,10 +17,10 @@ from weakseg.data.published import (
     find_files,
     read_published,
     settle_format,
-    stamps,
 )
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
+from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating, multi_scale
@@ -207,7 +207,7 @@ def _given(run: RunFolder, recipe: Recipe, images: Collection, folder: Path) -> 
     stage = run.stage(
         "seeds",
         {
-            "given": stamps(files),
+            "given": contents({f"{key}{file.suffix}": file for key, file in files.items()}),
             "format": config.given_format,
             "seeds": config.model_dump(mode="json", include={"stride", "dtype", "max_side"}),
             "images": images.fingerprint(),
