@@ -299,6 +299,7 @@ def _small_refining(recipe: Recipe) -> list[str]:
         return []
     quick = {
         "train": {"steps": 4, "crop": 48, "batch": 4},
+        "pairs": "all",
         "labels": {"harden": "none", "foreground": 0.6, "background": 0.5},
         "steps": 4,
     }

@@ -24,7 +24,7 @@ from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
 from weakseg.stages import refine as refining
-from weakseg.stages.affinity import sure_labels
+from weakseg.stages.affinity import AffinityConfig, read_affinity, sure_labels
 from weakseg.stages.refine import AffinityStep, Given, SCGStep, resolve_steps, steps
 from weakseg.training.affinity import AffinityLearner
 
@@ -199,6 +199,11 @@ def test_ground_truth_is_not_looked_at(started: Path, monkeypatch):
         ([{"crf": {"preset": "hard"}}], "soft"),
         (["affinity", "affinity"], "keep one"),
         ([{"affinity": {"labels": {"harden": "graphcut"}}}], "crf"),
+        (
+            [{"affinity": {"labels": {"by": "power", "foreground": 32, "background": 4}}}],
+            "4 and 32",
+        ),
+        ([{"affinity": {"pairs": "inner", "train": {"crop": 72}}}], "76"),
     ],
 )
 def test_wrong_steps_are_named_before_data_are_touched(tmp_path: Path, chain: list, said: str):
@@ -260,6 +265,59 @@ def test_sure_labels_are_where_two_thresholds_agree():
     image = np.zeros((1, 6, 3), np.uint8)
     labels = sure_labels(image, _seed(maps, (4, 7)), 0.1, 3.3, 0.5, "none")
     assert labels.tolist() == [[4, 4, 0, 7, 255, 0]]
+
+
+def test_sure_labels_by_scores_leave_threshold_and_background_map_alone():
+    maps = np.zeros((2, 1, 4), np.float32)
+    maps[0, 0] = 0.9, 0.9, 0.1, 0.1  # background
+    maps[1, 0] = 0.31, 0.29, 0.06, 0.04
+    image = np.zeros((1, 4, 3), np.uint8)
+    labels = sure_labels(image, _seed(maps, (0, 5)), 0.7, 0.3, 0.05, "none", "score")
+    assert labels.tolist() == [[5, 255, 255, 0]]
+
+
+def test_sure_labels_by_powers_compare_with_two_backgrounds():
+    """(1 - .3)^4 = .24, (1 - .2)^4 = .41, (1 - .09)^24 = .10, (1 - .08)^24 = .14."""
+    maps = np.zeros((2, 1, 5), np.float32)
+    maps[0, 0] = 0.3, 0.2, 0.09, 0.08, 0
+    maps[1, 0] = 0.1, 0.1, 0.1, 0.01, 0
+    image = np.zeros((1, 5, 3), np.uint8)
+    labels = sure_labels(image, _seed(maps, (4, 7)), 0.0, 4, 24, "none", "power")
+    assert labels.tolist() == [[4, 255, 255, 0, 0]]
+    swapped = sure_labels(image, _seed(maps, (4, 7)), 0.0, 24, 4, "none", "power")
+    assert swapped.tolist() == [[4, 0, 0, 0, 0]]  # what the other one finds empty is background
+
+
+@pytest.mark.parametrize(("by", "strengths"), [("score", (0.6, 0.2)), ("power", (1.0, 4.0))])
+def test_the_crf_of_sure_labels_keeps_its_widths_in_pixels(by: str, strengths: tuple):
+    """In an image of 60 pixels as in one of 500 (docs/refinement.md)."""
+    y, x = np.mgrid[:50, :60]
+    maps = np.stack([np.exp(-((y - 25) ** 2 + (x - c) ** 2) / 200) for c in (12, 40)])
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 40, (50, 60, 3), np.uint8) + (30 * maps.max(0)[..., None] // 1)
+    image = image.astype(np.uint8)
+    pixels, scores = torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(maps).float()
+
+    def labels(scale: float) -> np.ndarray:
+        found = []
+        for strength in strengths:
+            if by == "score":
+                both = torch.cat([torch.full((1, 50, 60), strength), scores]).argmax(0)[None]
+                wide = {"gaussian": (3 * scale, 3), "bilateral": (50 * scale, 5, 10)}
+                refined = dense_crf_from_labels(pixels, both, 3, 0.7, 10, **wide)
+            else:
+                both = torch.cat([(1 - scores.amax(0, keepdim=True)) ** strength, scores])[None]
+                wide = {"gaussian": (3 * scale, 3), "bilateral": (80 * scale, 13, 10)}
+                refined = dense_crf(pixels, both, 10, **wide)
+            found.append(refined[0].argmax(0).numpy())
+        strict, lenient = found
+        wanted = np.where(strict > 0, np.array([0, 4, 7])[strict], np.where(lenient > 0, 255, 0))
+        return np.where(lenient > 0, wanted, 0) if by == "power" else wanted
+
+    found = sure_labels(image, _seed(maps, (4, 7)), 0.9, *strengths, "crf", by)
+    assert set(np.unique(found)) == {0, 4, 7, 255}
+    assert np.array_equal(found, labels(1))
+    assert not np.array_equal(found, labels(60 / 500))
 
 
 def test_sure_labels_of_scores_with_a_background_map_compare_with_that_map():
@@ -376,13 +434,138 @@ def test_scg_of_the_talk_reaches_one_and_has_no_thresholds():
             resolve_steps([{"name": "scg", "form": "talk", name: 0.1}])
 
 
+def _predictor(tiny_spec, config: AffinityConfig) -> Predictor:
+    network = AffinityNetwork(make_backbone(tiny_spec), config.kind, False, config.place)
+    learner = AffinityLearner(network, config.pairs_radius, config.pairs).eval()
+    return Predictor(learner, ("",), Normalise((0.5,) * 3, (0.5,) * 3))
+
+
 def test_boundaries_of_a_mirrored_image_are_mirrored(tiny_spec):
-    learner = AffinityLearner(AffinityNetwork(make_backbone(tiny_spec), "irn", False), 5).eval()
-    provide = refining._affinity(Predictor(learner, ("",), Normalise((0.5,) * 3, (0.5,) * 3)))
-    image, seed = (
-        torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8),
-        _seed(np.ones((1, 4, 4)), (1,)),
-    )
-    found, mirrored = (provide(Given(x, seed)).affinity for x in (image, image.flip(-1)))
+    config = AffinityConfig()
+    predictor = _predictor(tiny_spec, config)
+    image = torch.randint(0, 256, (1, 3, 64, 52), dtype=torch.uint8)
+    found, mirrored = (read_affinity(predictor, x, config) for x in (image, image.flip(-1)))
     assert found.std() > 0
     torch.testing.assert_close(mirrored.flip(-1), found)
+
+
+@pytest.mark.parametrize("size", [(50, 37), (120, 61)])
+def test_boundaries_are_the_published_mean_of_logits_of_filled_up_images(tiny_spec, size):
+    """methods.md 11.5: image and mirror image, filled up to the crop's side with the mean colour."""
+    config = AffinityConfig(place="crop", train={"crop": 96})
+    predictor = _predictor(tiny_spec, config)
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
+    logits = []
+    for x in (image, image.flip(-1)):
+        filled = torch.zeros(1, 3, max(96, size[0]), 96)
+        filled[..., : size[0], : size[1]] = x / 127.5 - 1
+        with torch.no_grad():
+            logits.append(predictor.model.network(filled)[..., :rows, :columns].double())
+    wanted = 1 / (1 + (-(logits[0] + logits[1].flip(-1)) / 2).exp())
+    torch.testing.assert_close(
+        read_affinity(predictor, image, config).double(), wanted, atol=1e-5, rtol=0
+    )
+
+
+def test_features_are_of_the_image_alone_unless_the_mirror_is_asked_for(tiny_spec):
+    """methods.md 10: one view, filled up to whole cells."""
+    image = torch.randint(0, 256, (1, 3, 50, 37), dtype=torch.uint8)
+    config = AffinityConfig(kind="psa", place="crop")
+    predictor = _predictor(tiny_spec, config)
+    views = []
+    for x in (image, image.flip(-1)):
+        filled = torch.zeros(1, 3, 56, 40)
+        filled[..., :50, :37] = x / 127.5 - 1
+        with torch.no_grad():
+            views.append(predictor.model.network(filled))
+    one = read_affinity(predictor, image, config)
+    both = read_affinity(predictor, image, config.model_copy(update={"flip": True}))
+    torch.testing.assert_close(one, views[0])
+    torch.testing.assert_close(both, (views[0] + views[1].flip(-1)) / 2)
+
+
+def _published_walk(maps, affinity, beta, steps, stride, size):
+    """The walk of methods.md 10 and 11.5 in float64: maps (n, h, w), affinity (N, N)."""
+    transition = np.linalg.matrix_power(affinity**beta / (affinity**beta).sum(0), steps)
+    walked = (maps.reshape(len(maps), -1) @ transition).reshape(maps.shape)
+    for axis in (1, 2):
+        count = walked.shape[axis]
+        at = ((np.arange(count * stride) + 0.5) / stride - 0.5).clip(0, count - 1)
+        low = np.floor(at).astype(int).clip(max=count - 2)
+        share = (at - low).reshape(-1, *[1] * (2 - axis))
+        low, high = np.take(walked, low, axis), np.take(walked, low + 1, axis)
+        walked = low * (1 - share) + high * share
+    walked = walked[:, : size[0], : size[1]]
+    return walked / walked.max()
+
+
+def _pairs(height, width, radius, affinity):
+    cells = [(y, x) for y in range(height) for x in range(width)]
+    matrix = np.eye(len(cells))
+    for i, a in enumerate(cells):
+        for j, b in enumerate(cells):
+            if i != j and (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2:
+                matrix[i, j] = affinity(a, b)
+    return matrix
+
+
+@pytest.mark.parametrize("alpha", [None, 6.0])
+def test_the_walk_over_features_is_the_published_one_at_any_size(alpha):
+    """Scores are averaged over 8 x 8 pixels, the filling with zeros included; methods.md 10."""
+    generator = np.random.default_rng(0)
+    size, scores = (21, 35), generator.random((2, 21, 35))
+    features = generator.standard_normal((3, 3, 5))
+    settings = {"name": "affinity", "kind": "psa", "place": "crop", "radius": 3, "steps": 3}
+    (step,) = resolve_steps([{**settings, "alpha": alpha}])
+    given = Given(
+        torch.zeros(1, 3, *size, dtype=torch.uint8),
+        _seed(scores, (2, 5)),
+        affinity=torch.from_numpy(features)[None].float(),
+    )
+    maps = (
+        scores if alpha is None else np.concatenate([((1 - scores.max(0)) ** alpha)[None], scores])
+    )
+    filled = np.zeros((len(maps), 24, 40))
+    filled[:, :21, :35] = maps
+    pooled = filled.reshape(-1, 3, 8, 5, 8).mean((2, 4))
+    affinity = _pairs(
+        3, 5, 3, lambda a, b: np.exp(-np.abs(features[:, *a] - features[:, *b]).mean())
+    )
+    found = step(given)
+    assert found.classes.tolist() == ([2, 5] if alpha is None else [0, 2, 5])
+    np.testing.assert_allclose(
+        found.scores, _published_walk(pooled, affinity, 8, 3, 8, size), atol=1e-5
+    )
+
+
+def test_the_walk_along_edges_is_the_published_one_at_any_size():
+    """Radius 2: the four nearest cells, and no cell between; methods.md 11.5."""
+    generator = np.random.default_rng(1)
+    size, scores, edge = (21, 15), generator.random((2, 6, 4)), generator.random((6, 4)) ** 2
+    settings = {"name": "affinity", "kind": "irn", "place": "crop", "radius": 2, "steps": 5}
+    (step,) = resolve_steps([{**settings, "beta": 3}])
+    seed = ScoreFile(np.array((2, 5), np.int16), scores.astype(np.float32), 4, size)
+    image = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    found = step(Given(image, seed, affinity=torch.from_numpy(edge)[None, None].float()))
+
+    def affinity(a, b):
+        """A diagonal neighbour's path holds all four cells of the square."""
+        rows, columns = sorted({a[0], b[0]}), sorted({a[1], b[1]})
+        return 1 - edge[np.ix_(rows, columns)].max()
+
+    wanted = _published_walk(scores * (1 - edge), _pairs(6, 4, 2, affinity), 3, 5, 4, size)
+    np.testing.assert_allclose(found.scores, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if "/" in n and "default" not in n])
+def test_recipes_of_papers_walk_as_published(name: str):
+    """methods.md 12: 256 steps, SEAM 64; maps, pairs and powers as published."""
+    recipe = load_recipe(name)
+    for step in resolve_steps(recipe.refine):
+        if isinstance(step, AffinityStep) and not name.startswith("shapes"):
+            c = step.config
+            assert (c.place, c.pairs, c.flip, c.radius) == ("crop", "inner", None, 5)
+            assert c.steps == (64 if "seam" in name else 256)
+            assert c.beta in (None, 10 if c.kind == "irn" else 8)
+            assert c.alpha == (6 if "seam" in name else None)

@@ -15,8 +15,8 @@ from weakseg.training.affinity import AffinityLearner, pair_losses
 SHARES = {"background": 0.25, "foreground": 0.25, "different": 0.5}
 
 
-def _slow(affinity, labels, radius):
-    """The definition, pair by pair."""
+def _slow(affinity, labels, radius, pairs):
+    """The definition, pair by pair; of inner ones every neighbour lies inside (methods.md 11.3)."""
     found = {name: [] for name in SHARES}
     batch, height, width = labels.shape
     for b in range(batch):
@@ -24,6 +24,9 @@ def _slow(affinity, labels, radius):
             for x in range(width):
                 for p, (dy, dx) in enumerate(half_disc(radius)):
                     if not (0 <= y + dy < height and 0 <= x + dx < width):
+                        continue
+                    near = min(height - 1 - y, x, width - 1 - x)
+                    if pairs == "inner" and near < radius - 1:
                         continue
                     one, other = int(labels[b, y, x]), int(labels[b, y + dy, x + dx])
                     if IGNORE in (one, other):
@@ -37,13 +40,14 @@ def _slow(affinity, labels, radius):
 
 
 @pytest.mark.parametrize("radius", [2, 3])
-def test_pairs_are_those_of_the_definition(radius):
+@pytest.mark.parametrize("pairs", ["inner", "all"])
+def test_pairs_are_those_of_the_definition(radius, pairs):
     generator = torch.Generator().manual_seed(radius)
     labels = torch.randint(0, 3, (2, 6, 7), generator=generator).to(torch.uint8)
     labels[torch.rand(2, 6, 7, generator=generator) < 0.2] = IGNORE
     affinity = torch.rand(2, len(half_disc(radius)), 6, 7, generator=generator)
-    expected = _slow(affinity, labels, radius)
-    found = pair_losses(affinity, labels, radius)
+    expected = _slow(affinity, labels, radius, pairs)
+    found = pair_losses(affinity, labels, radius, pairs)
     assert set(found) == set(expected) == set(SHARES)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(value, rel=1e-4)
@@ -53,6 +57,9 @@ def test_kinds_without_pairs_are_left_out():
     affinity = torch.full((1, len(half_disc(2)), 4, 4), 0.5)
     assert set(pair_losses(affinity, torch.zeros(1, 4, 4, dtype=torch.uint8), 2)) == {"background"}
     assert not pair_losses(affinity, torch.full((1, 4, 4), IGNORE, dtype=torch.uint8), 2)
+    narrow = torch.full((1, len(half_disc(3)), 4, 4), 0.5)  # less than 2 cells to each side
+    assert not pair_losses(narrow, torch.zeros(1, 4, 4, dtype=torch.uint8), 3)
+    assert pair_losses(narrow, torch.zeros(1, 4, 4, dtype=torch.uint8), 3, "all")
 
 
 def test_labels_are_taken_in_the_middle_of_cells(tiny_spec):
@@ -71,7 +78,7 @@ def test_training_tells_inside_from_across(tiny_spec, kind):
     images[0, 0, 16:48, 16:48], labels[0, 16:48, 16:48] = 2.0, 1
     images[1, 1, 8:40, 24:56], labels[1, 8:40, 24:56] = 2.0, 2
     network = AffinityNetwork(make_backbone(tiny_spec), kind, True)
-    learner = AffinityLearner(network, 5)
+    learner = AffinityLearner(network, 5, "all")
     optimiser = torch.optim.Adam(learner.parameters(), 3e-3)
     batch = MaskBatch(images, labels, ["a", "b"])
     totals = []

@@ -1,4 +1,4 @@
-"""The learned random walk's two preparations: sure labels from scores, and the trained network."""
+"""The learned random walk's preparations: sure labels from scores, and the trained network's maps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from weakseg.config import Frozen
@@ -17,12 +18,12 @@ from weakseg.data.images import read_image, write_mask
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores
-from weakseg.inference import Normalise, Predictor
+from weakseg.inference import Normalise, Predictor, evaluating
 from weakseg.methods import Trainable
-from weakseg.networks.affinity import AffinityNetwork
+from weakseg.networks.affinity import STRIDES, AffinityNetwork
 from weakseg.networks.backbone import make_backbone
 from weakseg.networks.spec import BackboneSpec
-from weakseg.ops import dense_crf_from_labels, pamr
+from weakseg.ops import dense_crf, dense_crf_from_labels, pamr
 from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
@@ -39,9 +40,24 @@ from weakseg.training.affinity import AffinityLearner
 from weakseg.training.config import TrainConfig
 from weakseg.training.fit import Placement, TrainingResult, fit
 
-__all__ = ["AffinityConfig", "network_folder", "network_stage", "sure_labels", "train_affinity"]
+__all__ = [
+    "AffinityConfig",
+    "network_folder",
+    "network_stage",
+    "read_affinity",
+    "sure_labels",
+    "train_affinity",
+]
 
-_OF_NETWORK = {"kind", "from_classifier", "train_backbone", "train_radius", "labels"}
+_OF_NETWORK = {
+    "kind",
+    "place",
+    "from_classifier",
+    "train_backbone",
+    "train_radius",
+    "pairs",
+    "labels",
+}
 
 
 class AffinityTrainConfig(TrainConfig):
@@ -66,16 +82,25 @@ class AffinityTrainConfig(TrainConfig):
 class LabelsConfig(Frozen):
     """Which pixels the network is taught with: those that two background strengths agree on.
 
-    The strengths are factors on the masks' threshold, because scores of other steps have another
-    range than CAM's. Published (irn): .30 and .05 for CAM, whose label-free threshold is about .28;
-    on our data more than half of the foreground that is sure by that rule is wrong.
+    By default the strengths are factors on the masks' threshold, because scores of other steps have
+    another range than CAM's. Published are thresholds on CAM (irn .30 and .05, Puzzle-CAM .40 and
+    .10) and powers of a background map (psa 4 and 32, SEAM 4 and 24); on our data more than half of
+    the foreground that is sure by irn's is wrong.
     """
 
+    by: Literal["threshold", "score", "power"] = Field(
+        "threshold",
+        description="what foreground and background are: factors on the masks' threshold; scores "
+        "(irn); or powers of a background map, (1 - the largest score)^power (psa)",
+    )
     foreground: PositiveFloat = Field(
-        1.5, description="foreground is sure above this many times the masks' threshold"
+        1.5,
+        description="foreground is sure above this; by power: where it exceeds that background",
     )
     background: float = Field(
-        0.5, ge=0, description="background is sure below this many times the masks' threshold"
+        0.5,
+        ge=0,
+        description="background is sure below this; by power: where that background exceeds all",
     )
     harden: Literal["crf", "pamr", "none"] = Field(
         "crf", description="what moves the two labellings to the image's edges"
@@ -84,12 +109,27 @@ class LabelsConfig(Frozen):
         512, description="larger images are reduced to this longer side to be hardened"
     )
 
+    @model_validator(mode="after")
+    def _in_order(self) -> LabelsConfig:
+        if self.by == "power" and not 0 < self.foreground <= self.background:
+            raise ValueError(
+                f"foreground {self.foreground:g} and background {self.background:g} are powers: "
+                "the lower one makes more background, so foreground must be the lower one "
+                "(psa: 4 and 32)"
+            )
+        return self
+
 
 class AffinityConfig(Frozen):
     """The learned random walk."""
 
     kind: Literal["irn", "psa"] = Field(
         "irn", description="irn = boundaries at stride 4; psa = AffinityNet's features at stride 8"
+    )
+    place: Literal["cells", "crop"] = Field(
+        "cells",
+        description="where maps lie in the image: where their cells truly do, or as published "
+        "(enlarged by whole factors and cut, the image filled up at the right and below)",
     )
     backbone: BackboneSpec | None = Field(None, description="null = as the method's")
     from_classifier: bool = Field(
@@ -103,8 +143,18 @@ class AffinityConfig(Frozen):
         ge=2,
         description="of the pairs trained on, in cells; null = as published: irn 10, psa 5",
     )
+    pairs: Literal["all", "inner"] = Field(
+        "all",
+        description="which pairs are trained on; inner = as published, none that starts nearer "
+        "than train_radius - 1 cells to the left, right or lower border of the crop",
+    )
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
     train: AffinityTrainConfig = Field(default_factory=AffinityTrainConfig)
+    flip: bool | None = Field(
+        None,
+        description="average with the maps of the mirrored image; null = as published: irn yes "
+        "(logits), psa no",
+    )
     radius: int = Field(5, ge=2, description="of the pairs that the walk goes along, in cells")
     beta: PositiveFloat | None = Field(
         None, description="power of the affinities; null = as published: irn 10, psa 8"
@@ -112,6 +162,32 @@ class AffinityConfig(Frozen):
     steps: PositiveInt | None = Field(
         None, description="of the walk; null = 256 at 500 px, in proportion to the image's area"
     )
+    alpha: PositiveFloat | None = Field(
+        None,
+        description="walks a background map (1 - the largest score)^alpha along, which takes the "
+        "threshold's place (psa 16, SEAM 6); null = none",
+    )
+
+    @property
+    def pairs_radius(self) -> int:
+        """Radius of the pairs trained on, in cells."""
+        return self.train_radius or (10 if self.kind == "irn" else 5)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether maps are averaged with those of the mirrored image."""
+        return self.kind == "irn" if self.flip is None else self.flip
+
+    @model_validator(mode="after")
+    def _has_inner_pairs(self) -> AffinityConfig:
+        stride = STRIDES[self.kind]
+        cells, needed = -(-self.train.crop // stride), 2 * self.pairs_radius - 1
+        if self.pairs == "inner" and cells < needed:
+            raise ValueError(
+                f"pairs: inner leaves none in a crop of {self.train.crop} px, which has {cells} "
+                f"cells; set train.crop to {stride * needed} or more, or pairs: all"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -191,16 +267,26 @@ def sure_labels(
     foreground: float,
     background: float,
     harden: str,
+    by: str = "threshold",
 ) -> np.ndarray:
     """(H, W) uint8 labels of the pixels that are surely of a class or background, else 255.
+
+    Two labellings, with a strong and a weak background beside the scores, are each moved to the
+    image's edges. Where the strong background leaves a class, that is sure; where even the weak one
+    leaves none, background is.
 
     Args:
         image: (H, W, 3) uint8.
         seed: Scores of the image.
-        threshold: The masks' threshold; a background map of the scores takes its place.
-        foreground: Foreground is sure above this many times the threshold.
-        background: Background is sure below this many times the threshold.
-        harden: ``crf``, ``pamr`` or ``none``.
+        threshold: The masks' threshold, for ``by="threshold"``; a background map of the scores
+            takes its place.
+        foreground: The strong background: this many times the threshold; this score; or (1 - the
+            largest score) to this power.
+        background: The weak one, likewise.
+        harden: ``crf`` (of labels with IRNet's widths; by power of scores with AffinityNet's; in
+            pixels, whatever the image's size), ``pamr`` or ``none``.
+        by: ``threshold``, ``score`` (irn) or ``power`` (psa). psa averages the scores behind its CRF
+            over 8 x 8 pixels before it labels them; here pixels are labelled.
     """
     size = (image.shape[0], image.shape[1])
     seed = seed.resized(size)
@@ -210,21 +296,72 @@ def sure_labels(
         refined = pamr(_chw(image).float() / 255, torch.from_numpy(seed.scores)[None])[0]
         seed = seed.with_maps(seed.classes, refined.numpy())
     ids, maps = seed.foreground()
-    own = seed.background()
-    limit = np.float32(threshold) if own is None else own
-    best, winner = maps.max(0), maps.argmax(0) + 1
-    strict, lenient = (np.where(best > f * limit, winner, 0) for f in (foreground, background))
-    if harden == "crf":
-        strict, lenient = (_hardened(image, labels, len(ids)) for labels in (strict, lenient))
-    local = np.where(strict > 0, strict, np.where(lenient > 0, IGNORE, 0))
+    if by == "power":
+        strong, weak = ((1 - maps.max(0)) ** power for power in (foreground, background))
+    else:
+        own = seed.background() if by == "threshold" else None
+        limit = np.float32(threshold if by == "threshold" else 1) if own is None else own
+        strong, weak = foreground * limit, background * limit
+    sure, likely = (_labelling(image, maps, each, harden, by) for each in (strong, weak))
+    local = np.where(sure > 0, sure, np.where(likely > 0, IGNORE, 0))
+    if by == "power":
+        local[likely == 0] = 0  # psa lets background win where both are sure, irn the class
     table = np.zeros(IGNORE + 1, dtype=np.uint8)
     table[1 : len(ids) + 1], table[IGNORE] = ids, IGNORE
     return table[local]
 
 
-def _hardened(image: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def _labelling(
+    image: np.ndarray, maps: np.ndarray, background: np.ndarray, harden: str, by: str
+) -> np.ndarray:
+    """(H, W) labels 0..n of n maps (n, H, W) beside a background score."""
+    if by == "power":
+        both = np.concatenate([background[None], maps])
+        if harden == "crf":
+            both = dense_crf(_chw(image), torch.from_numpy(both)[None], preset="soft")[0].numpy()
+        return both.argmax(0)
+    labels = np.where(maps.max(0) > background, maps.argmax(0) + 1, 0)
+    if harden != "crf":
+        return labels
     given = torch.from_numpy(labels.astype(np.int64))[None]
-    return dense_crf_from_labels(_chw(image), given, classes + 1, scale="auto")[0].argmax(0).numpy()
+    return dense_crf_from_labels(_chw(image), given, len(maps) + 1)[0].argmax(0).numpy()
+
+
+def read_affinity(
+    predictor: Predictor, image: torch.Tensor, config: AffinityConfig
+) -> torch.Tensor:
+    """What the walk goes by: boundary probabilities (1, 1, h, w) or features (1, 448, h, w).
+
+    irn's boundaries are the sigmoid of the mean logit of the image and its mirror image. With
+    ``place: crop`` both are filled up with the mean colour at the right and below, as published:
+    for irn to the side of the training crops, which its GroupNorm has seen; for psa to whole cells.
+    IRNet cuts larger images to that side; here they stay whole.
+
+    Args:
+        predictor: Of :func:`train_affinity`.
+        image: (1, 3, H, W) uint8, on the predictor's device.
+        config: Of the walk.
+
+    Returns:
+        Maps of ceil(H / stride) x ceil(W / stride) cells.
+    """
+    learner = predictor.model
+    assert isinstance(learner, AffinityLearner)
+    stride = learner.network.stride
+    grid = (-(-image.shape[-2] // stride), -(-image.shape[-1] // stride))
+    views = predictor.normalise(image)
+    if config.mirrors:
+        views = torch.cat([views, views.flip(-1)])
+    if config.place == "crop":
+        least = config.train.crop if config.kind == "irn" else 0
+        height, width = (max(stride * cells, least) for cells in grid)
+        views = F.pad(views, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+    with evaluating(learner):
+        found = learner.network(views.contiguous(memory_format=torch.channels_last)).float()
+        maps = found[:1, :, : grid[0], : grid[1]]
+        if config.mirrors:
+            maps = (maps + found[1:, :, : grid[0], : grid[1]].flip(-1)) / 2
+        return (maps.sigmoid() if config.kind == "irn" else maps).clone()
 
 
 def _chw(image: np.ndarray) -> torch.Tensor:
@@ -252,6 +389,7 @@ def _write_labels(
                 config.foreground,
                 config.background,
                 config.harden,
+                config.by,
             )
             write_mask(folder / f"{sample.id}.png", labels)
 
@@ -280,8 +418,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection, where: Placement) -
             start_backbone(backbone, run.stage_folder("train"), "refine: affinity")
         backbone.from_scratch = False
         trained = config.kind == "psa" if config.train_backbone is None else config.train_backbone
-        network = AffinityNetwork(backbone, config.kind, trained)
-        return AffinityLearner(network, config.train_radius or (10 if config.kind == "irn" else 5))
+        network = AffinityNetwork(backbone, config.kind, trained, config.place)
+        return AffinityLearner(network, config.pairs_radius, config.pairs)
 
     def make_data(model: Trainable) -> TrainingImages:
         labels = [folder / "labels" / f"{s.id}.png" for s in images]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
@@ -25,8 +26,9 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
 from weakseg.export.model import load
-from weakseg.inference import Predictor, evaluating, multi_scale
+from weakseg.inference import Predictor, evaluating
 from weakseg.methods import Method
+from weakseg.networks.affinity import STRIDES
 from weakseg.ops import (
     dense_crf,
     dense_crf_from_labels,
@@ -39,12 +41,17 @@ from weakseg.ops import (
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.affinity import AffinityConfig, network_folder, network_stage, train_affinity
+from weakseg.stages.affinity import (
+    AffinityConfig,
+    network_folder,
+    network_stage,
+    read_affinity,
+    train_affinity,
+)
 from weakseg.stages.batches import ahead, pick_device
 from weakseg.stages.masks import choose_rule, rule_settings
 from weakseg.stages.seeds import scores_path
 from weakseg.stages.train import PACE
-from weakseg.training.affinity import AffinityLearner
 
 __all__ = ["Given", "Step", "check_settings", "refine", "resolve_steps", "steps"]
 
@@ -220,17 +227,43 @@ class AffinityStep(Step):
         )
 
     def __call__(self, given: Given) -> ScoreFile:
-        """Walks on the grid of the affinity network; divided by the maximum over classes."""
-        c = self.config
-        assert given.affinity is not None
-        maps = given.maps((given.affinity.shape[-2], given.affinity.shape[-1]))
+        """Walks on the grid of the affinity network; divided by the maximum over classes.
+
+        With ``place: crop``, as published, psa's scores are averages over the pixels of a cell, and
+        walked maps are enlarged by whole factors and cut to the image.
+        """
+        c, affinity = self.config, given.affinity
+        assert affinity is not None
+        grid = (affinity.shape[-2], affinity.shape[-1])
+        maps = self._on_cells(given, grid)
         # A walk of n steps reaches sqrt(n) cells, so the same share of an image of any size.
         steps = c.steps or max(1, round(256 * (max(given.size) / _USUAL_SIDE) ** 2))
         if c.kind == "irn":
-            walked = random_walk(maps, given.affinity, c.radius, c.beta or 10, steps)
+            walked = random_walk(maps, affinity, c.radius, c.beta or 10, steps)
         else:
-            walked = random_walk_from_features(maps, given.affinity, c.radius, c.beta or 8, steps)
-        return given.result(walked / walked.amax().clamp(min=1e-5))
+            walked = random_walk_from_features(maps, affinity, c.radius, c.beta or 8, steps)
+        if c.place == "crop":
+            walked = F.interpolate(walked, scale_factor=STRIDES[c.kind], mode="bilinear")
+            walked = walked[..., : given.size[0], : given.size[1]]
+        walked = walked / walked.amax().clamp(min=1e-5)
+        ids = given.seed.foreground()[0]
+        if c.alpha is not None:
+            ids = np.concatenate([[0], ids]).astype(np.int16)
+        return given.seed.with_maps(ids, _numpy(walked))
+
+    def _on_cells(self, given: Given, grid: tuple[int, int]) -> Tensor:
+        """Scores (1, n, h, w) on the grid, a background map first where there is an alpha."""
+        c = self.config
+        pooled = c.place == "crop" and c.kind == "psa"
+        maps = given.maps(given.size if pooled else grid)
+        if c.alpha is not None:
+            maps = torch.cat([(1 - maps.amax(1, keepdim=True)) ** c.alpha, maps], 1)
+        if not pooled:
+            return maps
+        stride = STRIDES[c.kind]
+        (height, width), (rows, columns) = given.size, grid
+        filled = F.pad(maps, (0, stride * columns - width, 0, stride * rows - height))
+        return F.avg_pool2d(filled, stride)
 
 
 @steps.register("crf")
@@ -403,7 +436,7 @@ class _Work:
         if "affinity" in step.needs:
             self.network = network_stage(run, recipe, images, step.config, self.threshold, before)
             inputs["network"] = self.network.record.fingerprint
-            walk = {"max_side", "radius", "beta", "steps"}
+            walk = {"max_side", "place", "flip", "radius", "beta", "steps", "alpha"}
             inputs["settings"] = step.config.model_dump(mode="json", include=walk)
         self.stage = Stage(folder, self.name, inputs, recipe.seed)
 
@@ -446,16 +479,19 @@ class _Work:
         if "features" in self.step.needs:
             return _features(load(self.run_folder.require("train")).to(device), self.step.config)
         if "affinity" in self.step.needs:
-            predictor = train_affinity(
+            config = self.step.config
+            network = train_affinity(
                 self.run_folder,
                 self.network,
                 self.recipe,
                 self.images,
                 self.scores,
-                self.step.config,
+                config,
                 self.threshold,
+            ).to(device)
+            return lambda given: replace(
+                given, affinity=read_affinity(network, given.image, config)
             )
-            return _affinity(predictor.to(device))
         return lambda given: given
 
 
@@ -468,21 +504,6 @@ def _features(predictor: Predictor, config: SCGStep.Config) -> Callable[[Given],
             levels = model.features(predictor.normalise(given.image))
         kept = levels if config.levels is None else levels[-config.levels :]
         return replace(given, features=tuple(level.clone() for level in kept))
-
-    return provide
-
-
-def _affinity(predictor: Predictor) -> Callable[[Given], Given]:
-    learner = predictor.model
-    assert isinstance(learner, AffinityLearner)
-    stride = learner.network.stride
-
-    def provide(given: Given) -> Given:
-        height, width = given.size
-        grid = (-(-height // stride), -(-width // stride))
-        with evaluating(predictor.model) as model:
-            maps = multi_scale(model, given.image, predictor.normalise, flip=True, size=grid)
-        return replace(given, affinity=maps.scores.clone())
 
     return provide
 
