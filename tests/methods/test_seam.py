@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from weakseg.data.drawing import CLASSES, draw
 from weakseg.errors import UserError
-from weakseg.methods import Batch, Method, build
+from weakseg.methods import Batch, Method, build, resolve
 from weakseg.methods.seam import SEAM, Keys, PixelCorrelation, _target
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
@@ -261,6 +261,88 @@ def test_losses_are_the_formulas_on_equal_views():
     assert set(found) == set(model.terms) == {"cls", "er", "ecr", "min"}
 
 
+def aligned(maps: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear with aligned corners, (..., n, n) -> (..., size, size), as a matrix on each side."""
+    count = maps.shape[-1]
+    matrix = np.zeros((size, count))
+    for i in range(size):
+        at = i * (count - 1) / (size - 1)
+        low = min(int(at), count - 2)
+        matrix[i, low], matrix[i, low + 1] = 1 - (at - low), at - low
+    return matrix @ maps @ matrix.T
+
+
+def over_range(maps: np.ndarray) -> np.ndarray:
+    maps = np.maximum(maps, 0)
+    low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
+    return np.maximum(maps - low - 1e-5, 0) / (high - low + 1e-5)
+
+
+def behind_background(maps: np.ndarray) -> np.ndarray:
+    """H of (K, n, n)."""
+    best = maps.max(0, keepdims=True)
+    return np.concatenate([1 - best, np.where(maps == best, maps, 0)])
+
+
+def test_the_published_form_is_the_codes_in_pixels():
+    """A crop of 70 px at .3: view 2 has 21 px, no whole number of cells of 8."""
+    side, small = 70, 21
+    model, batch = seam(preset="paper", dropout=0.0), batch_of(2, side)
+    images, y = batch.images, batch.tags.numpy()
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        found = model.losses(batch, 0.0)
+        maps = [model._maps(x) for x in (images, seen[1])]
+    assert [m[0].shape[-1] for m in maps] == [8, 2]
+    np.testing.assert_allclose(seen[1], aligned(images.numpy(), small), atol=1e-6)
+    plain1, y1 = (aligned(m.numpy(), side) for m in maps[0])
+    plain2, y2 = (aligned(m.numpy(), small) for m in maps[1])
+
+    def soft_margin(logits: np.ndarray) -> float:
+        p = 1 / (1 + np.exp(-logits))
+        return -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+    cls = (soft_margin(plain1.mean((2, 3))) + soft_margin(plain2.mean((2, 3)))) / 2
+    assert float(found["cls"]) == pytest.approx(cls, rel=1e-5)
+    tagged, all_tagged = y[:, :, None, None], np.pad(y, ((0, 0), (1, 0)), constant_values=1)
+    n1, n2 = aligned(over_range(plain1), small) * tagged, over_range(plain2) * tagged
+    assert float(found["er"]) == pytest.approx(np.abs(n1 - n2).mean(), rel=1e-4)
+    v1 = aligned(over_range(y1), small) * all_tagged[:, :, None, None]
+    v2 = over_range(y2) * all_tagged[:, :, None, None]
+    ecr, low = 0.0, 0.0
+    for b in range(2):
+        for mine, theirs in ((v1[b], n2[b]), (v2[b], n1[b])):
+            differences = np.sort(np.abs(behind_background(theirs) - mine).ravel())[::-1]
+            ecr += differences[: int(0.2 * len(differences))].mean() / 2
+        for revised in (y1[b], y2[b]):
+            best = np.sort((revised[1:] * tagged[b]).max(0).ravel())
+            low += best[: len(best) // 4].mean() / 4
+    assert float(found["ecr"]) == pytest.approx(ecr, rel=1e-4)
+    assert float(found["min"]) == pytest.approx(low, rel=1e-4)
+
+
+def test_published_seeds_are_as_large_as_their_input():
+    """So that whoever enlarges them further starts from pixels, as the code does."""
+    model, images = seam(preset="paper").eval(), smooth(1, 70)
+    with torch.no_grad():
+        _, revised = model._maps(images)
+        found = model(images)
+    assert revised is not None and revised.shape[-1] == 8
+    np.testing.assert_allclose(found.scores, aligned(revised[:, 1:].numpy(), 70), atol=1e-5)
+
+
+def test_the_preset_is_the_published_form_and_gives_way_to_keys_beside_it():
+    paper = resolve({"name": "seam", "preset": "paper", "dropout": 0.1})[1]
+    assert isinstance(paper, SEAM.Config)
+    assert (paper.keys, paper.rivals, paper.compare) == ("published", "all", "pixels")
+    assert (paper.scale, paper.minimum, paper.power, paper.levels) == (0.3, 1, 1, (-3, -2))
+    assert paper.dropout == 0.1
+    assert SEAM.Config.model_validate(paper.model_dump(mode="json")) == paper
+    with pytest.raises(UserError, match="compare: cells"):
+        seam(preset="paper", flip=True)
+
+
 def test_targets_are_copies_without_gradient():
     scores = torch.rand(2, K, 5, 5, requires_grad=True)
     kept = scores.detach().clone()
@@ -328,6 +410,11 @@ def test_views_keep_their_places_in_half_precision():
 )
 def test_the_second_view_is_a_whole_number_of_cells(crop: int, scale: float | None, size: int):
     assert seam(scale=scale)._view_size(crop) == size
+
+
+@pytest.mark.parametrize(("crop", "size"), [(448, 134), (128, 38), (70, 21), (2, 1)])
+def test_the_second_view_of_the_published_form_is_cut_to_pixels(crop: int, size: int):
+    assert seam(preset="paper")._view_size(crop) == size
 
 
 def test_rivals_decide_what_pcm_spreads():

@@ -32,16 +32,20 @@ to 0 and puts the background in front, sg stops gradients, top is the mean of ea
 
 Paper and code. The published code has learned keys (projections of two levels after ReLU, and the
 image), q = 1, all foreground but the largest set to 0 in e as well (``rivals: all``), and
-:math:`L_{min}`, which the paper does not list. *Our defaults depart from it*, because in short
-trainings they do better (docs/methods/seam.md): keys are the features themselves, less their mean
-over the image; the recipes ``seam_wr38`` restore the published form. The code pools and compares
-maps enlarged to pixels; we use cells, each in the middle of the pixels that it covers. Its in-place
-H changes tensors of other terms; ours copies.
+:math:`L_{min}`, which the paper does not list. It enlarges all maps to the pixels of their views,
+with corners aligned, before it pools, normalises and compares them (``compare: pixels``): cells at
+the border then weigh a little more than half as much as the others in :math:`L_{cls}`. Its view 2 is
+interpolated with corners aligned and no antialiasing, and need not be a whole number of cells: 134
+px of 448. ``preset: paper``, which the recipes ``seam_wr38`` have, is all of that. *Our defaults
+depart from it*, because in short trainings they do better (docs/methods/seam.md): keys are the
+features themselves, less their mean over the image, and maps are pooled and compared cell by cell,
+all cells alike, each where it lies in the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -58,7 +62,21 @@ from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.heads import CAMHead
 from weakseg.ops import View, gate, normalise_max, normalise_min_max
 
-__all__ = ["SEAM", "PixelCorrelation"]
+__all__ = ["PRESETS", "SEAM", "PixelCorrelation"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "scale": 0.3,
+        "compare": "pixels",
+        "minimum": 1.0,
+        "keys": "published",
+        "rivals": "all",
+        "levels": (-3, -2),
+        "power": 1.0,
+        "dropout": 0.5,
+    },
+}
 
 Keys = Literal["features", "learned", "published"]
 
@@ -158,6 +176,25 @@ def _length(part: Tensor) -> Tensor:
     return part.float().norm(dim=1, keepdim=True).mean((2, 3), keepdim=True)
 
 
+@dataclass
+class _Pair:
+    """What the losses compare: maps of both views on one grid, in [0, 1], 0 for absent classes.
+
+    Attributes:
+        logits: (2, B, K) image logits.
+        plain: (B, K, h, w) of view 1 and of view 2.
+        revised: (B, K + 1, h, w) of PCM, likewise.
+        lowest: Mean of the lowest quarter of each view's best foreground scores behind PCM.
+        inside: (B, 1, h, w), 1 where both views show the image; maps are 0 elsewhere.
+    """
+
+    logits: Tensor
+    plain: tuple[Tensor, Tensor]
+    revised: tuple[Tensor, Tensor] | None
+    lowest: Tensor
+    inside: Tensor
+
+
 @methods.register("seam")
 class SEAM(Method):
     """CAM trained on pairs of views, with a module that spreads evidence between alike pixels."""
@@ -178,8 +215,16 @@ class SEAM(Method):
     )
 
     class Config(Frozen):
-        """Views, weights of the losses (0 = off), and PCM."""
+        """Views, weights of the losses (0 = off), and PCM.
 
+        Keys given beside ``preset`` win.
+        """
+
+        preset: Literal["default", "paper"] = Field(
+            "default",
+            description="paper = the published code: the values named below, and compare: pixels, "
+            "keys: published, rivals: all",
+        )
         scale: float | None = Field(
             None,
             gt=0,
@@ -190,6 +235,12 @@ class SEAM(Method):
         rotation: float = Field(0.0, ge=0, le=180, description="largest turn of view 2, in degrees")
         translation: float = Field(
             0.0, ge=0, lt=1, description="largest shift of view 2, as a share of its side"
+        )
+        compare: Literal["cells", "pixels"] = Field(
+            "cells",
+            description="where maps are pooled and compared, and what PCM's seeds are: cells, each "
+            "at its place in the image; or pixels, maps enlarged to them with corners aligned, and "
+            "view 2 shrunk alike (code)",
         )
         er: float = Field(1.0, ge=0, description="weight of equivariance (paper: 1)")
         ecr: float | None = Field(
@@ -225,6 +276,13 @@ class SEAM(Method):
         )
         dropout: float = Field(0.0, ge=0, lt=1, description="of whole feature maps (paper: .5)")
 
+        @model_validator(mode="before")
+        @classmethod
+        def _apply_preset(cls, values: Any) -> Any:
+            if isinstance(values, dict):
+                return {**PRESETS.get(str(values.get("preset")), {}), **values}
+            return values
+
         @model_validator(mode="after")
         def _something_learns(self) -> Any:
             if not self.pcm_learns and (self.ecr or self.minimum):
@@ -235,6 +293,11 @@ class SEAM(Method):
             if self.scale == 1 and self.er and not (self.flip or self.rotation or self.translation):
                 raise ValueError(
                     "both views are the same: set scale below 1, or flip, rotation, translation"
+                )
+            if self.compare == "pixels" and (self.flip or self.rotation or self.translation):
+                raise ValueError(
+                    "compare: pixels knows smaller views alone: leave flip, rotation and "
+                    "translation out, or set compare: cells"
                 )
             if self.pcm_learns and self.ecr == 0:
                 raise ValueError("PCM's projections learn from ecr alone: set keys: features")
@@ -277,37 +340,78 @@ class SEAM(Method):
 
     def losses(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Classification, equivariance, cross regularisation and the pressure on low scores."""
-        config, tags = self.config, batch.tags
-        size, stride = batch.images.shape[-1], self.backbone.levels[-1].stride
+        compared = self._in_pixels if self.config.compare == "pixels" else self._in_cells
+        pair = compared(batch.images, batch.tags)
+        tags = batch.tags.expand_as(pair.logits)
+        ours, theirs = pair.plain
+        terms = {
+            "cls": F.multilabel_soft_margin_loss(pair.logits, tags),
+            "er": (ours - theirs).abs().mean(),
+        }
+        if pair.revised is not None:
+            y1, y2 = pair.revised
+            terms["ecr"] = self._largest((_target(theirs) * pair.inside - y1).abs())
+            terms["ecr"] += self._largest((_target(ours) * pair.inside - y2).abs())
+            terms["min"] = pair.lowest
+        return {name: weight * terms[name] for name, weight in self.weights.items()}
+
+    def _in_cells(self, images: Tensor, tags: Tensor) -> _Pair:
+        """Maps of both views in the cells of view 1."""
+        config, size = self.config, images.shape[-1]
+        stride = self.backbone.levels[-1].stride
         view = View.draw(
-            batch.images, self._view_size(size), config.flip, config.rotation, config.translation
+            images, self._view_size(size), config.flip, config.rotation, config.translation
         )
-        plain1, revised1 = self._maps(batch.images, tags, pcm=config.pcm_learns)
-        plain2, revised2 = self._maps(view.of(batch.images), tags, pcm=config.pcm_learns)
+        plain1, revised1 = self._maps(images, tags, pcm=config.pcm_learns)
+        plain2, revised2 = self._maps(view.of(images), tags, pcm=config.pcm_learns)
         grid = (plain1.shape[-2], plain1.shape[-1])
 
         def back(maps: Tensor) -> tuple[Tensor, Tensor]:
             return view.back(maps, size, grid, stride)
 
         logits = torch.stack([plain1.mean((2, 3)), plain2.mean((2, 3))]).float()
-        terms = {"cls": F.multilabel_soft_margin_loss(logits, tags.expand_as(logits))}
         theirs, inside = back(gate(normalise_min_max(plain2.float().relu()), tags))
         ours = gate(normalise_min_max(plain1.float().relu()), tags) * inside
-        terms["er"] = (ours - theirs).abs().mean()
+        pair = _Pair(logits, (ours, theirs), None, logits.new_zeros(()), inside)
         if revised1 is not None and revised2 is not None:
-            with_background = F.pad(tags, (1, 0), value=1.0)
-            y1 = gate(normalise_min_max(revised1), with_background) * inside
-            y2, _ = back(gate(normalise_min_max(revised2), with_background))
-            terms["ecr"] = self._largest((_target(theirs) * inside - y1).abs()) + self._largest(
-                (_target(ours) * inside - y2).abs()
-            )
-            lows = torch.stack([_lowest(gate(y[:, 1:], tags)) for y in (revised1, revised2)])
-            terms["min"] = lows.mean()
-        return {name: weight * terms[name] for name, weight in self.weights.items()}
+            tagged = _and_background(tags)
+            y1 = gate(normalise_min_max(revised1), tagged) * inside
+            pair.revised = y1, back(gate(normalise_min_max(revised2), tagged))[0]
+            pair.lowest = _lowest(revised1, tags) / 2 + _lowest(revised2, tags) / 2
+        return pair
+
+    def _in_pixels(self, images: Tensor, tags: Tensor) -> _Pair:
+        """Maps of both views, enlarged to their pixels and compared in those of view 2."""
+        size = (self._view_size(images.shape[-1]),) * 2
+        plain1, revised1 = self._maps(images, tags, pcm=self.config.pcm_learns)
+        plain2, revised2 = self._maps(_aligned(images, size), tags, pcm=self.config.pcm_learns)
+        plain1, plain2 = _aligned(plain1, images.shape[-2:]), _aligned(plain2, size)
+        logits = torch.stack([plain1.mean((2, 3)), plain2.mean((2, 3))])
+        plain = _aligned(_over_range(plain1), size), _over_range(plain2)
+        pair = _Pair(
+            logits,
+            (gate(plain[0], tags), gate(plain[1], tags)),
+            None,
+            logits.new_zeros(()),
+            torch.ones_like(plain[0][:, :1]),
+        )
+        if revised1 is not None and revised2 is not None:
+            tagged = _and_background(tags)
+            revised1, revised2 = _aligned(revised1, images.shape[-2:]), _aligned(revised2, size)
+            y1, y2 = _aligned(_over_range(revised1), size), _over_range(revised2)
+            pair.revised = gate(y1, tagged), gate(y2, tagged)
+            pair.lowest = _lowest(revised1, tags) / 2 + _lowest(revised2, tags) / 2
+        return pair
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
-        """``pcm``: PCM's foreground maps in [0, 1]; ``cam``: plain maps as logits."""
+        """``pcm``: PCM's foreground maps in [0, 1]; ``cam``: plain maps as logits.
+
+        With ``compare: pixels`` both are as large as the images.
+        """
         plain, revised = self._maps(images, pcm=(head or self.heads[0]) == "pcm")
+        if self.config.compare == "pixels":
+            plain = _aligned(plain, images.shape[-2:])
+            revised = None if revised is None else _aligned(revised, images.shape[-2:])
         logits = plain.mean((2, 3))
         if revised is None:
             return Maps(plain, kind="logit", logits=logits)
@@ -330,16 +434,20 @@ class SEAM(Method):
         Without rivals a class's map does not depend on the others, only the background does: so
         tags can keep absent classes out of it in training though inference has none.
         """
+        if self.config.rivals == "all":
+            positive = plain.float().relu()
+            return _target((positive - _EPS).relu() / (positive.amax((2, 3), keepdim=True) + _EPS))
         scores = normalise_max(plain)
         if self.config.rivals == "none":
             return _with_background(scores if tags is None else gate(scores, tags))
-        if self.config.rivals == "predicted":
-            scores = scores * plain.float().mean((2, 3), keepdim=True).sigmoid()
-        return _target(scores)
+        return _target(scores * plain.float().mean((2, 3), keepdim=True).sigmoid())
 
     def _view_size(self, size: int) -> int:
-        """Side of view 2: a whole number of cells, so that no cell looks at padding alone."""
+        """Side of view 2: a whole number of cells, so that no cell looks at padding alone; as the
+        code cuts it where maps are compared in pixels."""
         scale = self.config.scale or min(0.75, max(0.3, _SMALLEST / size))
+        if self.config.compare == "pixels":
+            return max(1, int(scale * size))
         stride = self.backbone.levels[-1].stride
         cells = max(1, round(scale * size / stride))
         return min(cells * stride, size)
@@ -354,6 +462,23 @@ def _with_background(scores: Tensor) -> Tensor:
     return torch.cat([1 - scores.amax(1, keepdim=True), scores], 1)
 
 
+def _and_background(tags: Tensor) -> Tensor:
+    """Tags (B, K + 1), the background's first: every image has some."""
+    return F.pad(tags, (1, 0), value=1.0)
+
+
+def _aligned(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps or images at another size, the middles of their corner cells kept where they are."""
+    return F.interpolate(maps.float(), size, mode="bilinear", align_corners=True)
+
+
+def _over_range(maps: Tensor) -> Tensor:
+    """n as in the code: what is least, and a little more, becomes 0."""
+    maps = maps.relu()
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return (maps - low - _EPS).relu() / (high - low + _EPS)
+
+
 def _target(scores: Tensor) -> Tensor:
     """H: scores without gradient, all but each pixel's largest set to 0, behind their background."""
     scores = scores.detach()
@@ -361,7 +486,7 @@ def _target(scores: Tensor) -> Tensor:
     return _with_background(torch.where(scores == best, scores, torch.zeros_like(scores)))
 
 
-def _lowest(scores: Tensor) -> Tensor:
-    """Mean of the lowest quarter of the best foreground scores (B, K, h, w)."""
-    best = scores.amax(1).flatten(1)
+def _lowest(revised: Tensor, tags: Tensor) -> Tensor:
+    """Mean of the lowest quarter of the best scores of tagged classes, of maps (B, K + 1, h, w)."""
+    best = gate(revised[:, 1:], tags).amax(1).flatten(1)
     return best.topk(max(1, best.shape[1] // 4), dim=1, largest=False).values.mean()
