@@ -31,7 +31,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.export.model import load
 from weakseg.inference import evaluating
 from weakseg.methods import Batch
-from weakseg.methods.acr import ACR
+from weakseg.methods.acr import ACR, _draw
 from weakseg.recipe import load_recipe
 from weakseg.report.pictures import choose
 from weakseg.runfolder import RunFolder
@@ -175,7 +175,7 @@ def _painted(
 def _cells(model: ACR, batch: Batch) -> list[np.ndarray]:
     pictures = model._pictures(batch.images)
     maps, _ = model.classifier.classify(batch)
-    segment, _ = model._segment(maps, batch.tags, pictures)
+    segment = model._segment(maps, batch.tags, pictures, _draw(batch.tags))
     features = model.reconstructor.features(model.encoder(batch.images)[-3:])
     from_rest, from_segment = model._paint([features] * 2, [1 - segment, segment])
 

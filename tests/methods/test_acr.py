@@ -240,16 +240,12 @@ def test_an_image_without_tags_opposes_nothing(tiny_spec: BackboneSpec):
     assert terms["adv_nt"] == 0
 
 
-def test_the_drawn_class_is_a_tag_and_each_has_its_turn(tiny_spec: BackboneSpec):
-    maps = torch.arange(K).float()[None, :, None, None] + torch.rand(1, K, 8, 8)
-    model, painter = told(tiny_spec, maps)
+def test_the_drawn_class_is_a_tag_and_each_has_its_turn():
     seen = set()
     for i in range(30):
         torch.manual_seed(i)  # as the loop does before each step
-        tags = torch.tensor([[0.0, 1, 1]])
-        _, best = model._segment(Maps(maps, "logit"), tags, torch.zeros(1, 3, 64, 64), _draw(tags))
-        seen.add(best.mean().item())  # class 2 is the best everywhere
-    assert seen == {0.0, 1.0}
+        seen.add(_draw(torch.tensor([[0.0, 1, 1]])).item())
+    assert seen == {1, 2}
 
 
 def test_coarser_painting_sees_the_same_image(tiny_spec: BackboneSpec):
@@ -427,13 +423,23 @@ def test_a_phase_alone_draws_anew_for_the_same_batch(tiny_spec: BackboneSpec):
         assert not any(torch.equal(segments[i], segments[j]) for i in range(3) for j in range(i))
 
 
-def test_no_class_is_the_best_where_all_maps_are_empty(tiny_spec: BackboneSpec):
-    maps = torch.zeros(1, K, 8, 8)
-    maps[:, 0, :4, :4] = 1
+def test_the_arg_max_is_that_of_enlarged_maps(tiny_spec: BackboneSpec):
+    """Two maps that cross between two cells: which of them is larger changes at their crossing, not
+    half-way between the cells."""
+    maps = torch.full((1, K, 4, 4), -1.0)
+    maps[:, 1] = torch.tensor([1.0, 0.9, 0.3, 0.0])  # the drawn one; along each row
+    maps[:, 2] = torch.tensor([0.0, 0.0, 0.9, 1.0])
     model, _ = told(tiny_spec, maps)
-    tags = torch.eye(K)[:1]
-    _, best = model._segment(Maps(maps, "logit"), tags, torch.zeros(1, 3, 64, 64), _draw(tags))
-    assert best.mean() == 0.25
+    batch = one_class(1, 32)
+    with torch.no_grad():
+        found = model.phases()["classifier"].losses(batch, 0.5)["adv_nt"]
+    at = ((np.arange(32) + 0.5) * 4 / 32 - 0.5).clip(0, 3)
+    own, other = (np.interp(at, np.arange(4), maps[0, k, 0].numpy()) for k in (1, 2))
+    c = np.interp(at, np.arange(4), np.maximum(maps[0, 1, 0].numpy(), 0))
+    judged = np.broadcast_to(c * (own > other), (32, 32))
+    wanted = 0.3 * (np.abs(1 - c - batch.images.numpy()) * judged).mean()
+    assert float(found) == pytest.approx(-wanted, rel=1e-4)
+    assert (own > other).sum() == 17  # they cross at cell 1.6, pixel 16.3
 
 
 @pytest.mark.parametrize("name", [n for n in shipped_recipes() if "/acr" in n])
@@ -445,17 +451,36 @@ def test_shipped_crops_are_large_enough(name: str):
 
 def test_weak_maps_are_not_opposed_harder_than_strong_ones(tiny_spec: BackboneSpec):
     """Else they shrink, are opposed harder still, and end empty, where nothing is given away."""
-    strong = torch.rand(2, K, 8, 8) * 4
+    strong, batch = torch.rand(2, K, 8, 8) * 4, one_class()
     reached = []
     for factor in (1.0, 0.1, 1e-3):
         maps = (strong * factor).requires_grad_()
         model, painter = told(tiny_spec, maps)
-        terms = model.phases()["classifier"].losses(one_class(), 0.5)
+        terms = model.phases()["classifier"].losses(batch, 0.5)
         (gradient,) = torch.autograd.grad(terms["adv_t"] + terms["adv_nt"], maps)
         reached.append((gradient.norm().item(), painter.given[0].detach()))
     assert reached[0][0] > 0
     assert all(norm <= 1.001 * reached[0][0] * 4 for norm, _ in reached[1:])
     torch.testing.assert_close(reached[1][1], reached[0][1], atol=1e-3, rtol=0)  # the same c
+
+
+def test_the_guard_is_a_range_and_can_be_off(tiny_spec: BackboneSpec):
+    """Min-max makes a map of a tenth of the range equal, and its gradient ten times as large."""
+    strong = torch.rand(2, K, 8, 8)  # range below 1
+
+    def gradient(factor: float, guard: float) -> float:
+        maps = (strong * factor).requires_grad_()
+        model, _ = told(tiny_spec, maps, guard=guard)
+        torch.manual_seed(0)
+        terms = model.phases()["classifier"].losses(batch, 0.5)
+        return torch.autograd.grad(terms["adv_t"] + terms["adv_nt"], maps)[0].norm().item()
+
+    batch = one_class()
+    assert gradient(0.1, 0) == pytest.approx(10 * gradient(1, 0), rel=1e-2)
+    assert gradient(0.1, 1) == pytest.approx(gradient(1, 1), rel=1e-2)
+    assert gradient(0.1, 0.05) == pytest.approx(gradient(0.1, 0), rel=1e-6)  # strong enough for it
+    ranges = [float(m.max() - m.min()) for m in strong[:, 1]]
+    assert gradient(1, 2) == pytest.approx(gradient(1, 0) * np.mean(ranges) / 2, rel=0.05)
 
 
 def test_presets_give_way_to_keys_beside_them():
@@ -465,7 +490,8 @@ def test_presets_give_way_to_keys_beside_them():
     assert (of(preset="narrow").width, of(preset="narrow").detail) == (16, 2)
     paper = of(preset="paper", depth=7)
     assert (paper.t, paper.nt, paper.start, paper.dropout) == (0.8, 0.3, 0, 0.5)
-    assert paper.depth == 7
+    assert (paper.depth, paper.guard) == (7, 0)
+    assert of().guard == 1
     assert of(**paper.model_dump(mode="json")) == paper
     with pytest.raises(UserError, match="preset"):
         of(preset="narow")

@@ -69,6 +69,17 @@ def test_hidden_features_do_not_matter():
         assert not torch.allclose(network(features, keep * 0 + 1), network(other, keep * 0 + 1))
 
 
+def test_from_nothing_one_colour_is_painted():
+    """No convolution but the last has a bias."""
+    network = Reconstructor(LEVELS, width=4, depth=3).eval()
+    biases = [n for n, _ in network.named_parameters() if n.endswith("bias")]
+    assert biases == ["paint.bias"]
+    features = network.features(levels_of(64, 64)).detach()
+    with torch.inference_mode():
+        painted = network(features, torch.zeros(2, 1, 64, 64))
+    torch.testing.assert_close(painted, network.paint.bias[:, None, None].expand_as(painted))
+
+
 def test_widths_and_depth_of_the_paper():
     paper = Reconstructor((Level("a", 512, 8), Level("b", 1024, 8), Level("c", 4096, 8)), 64, 8)
     assert [p.weight.shape[0] for p in paper.projections] == [64, 128, 256]

@@ -30,9 +30,10 @@ Paper and code. The weights above are the published code's (``preset: paper``), 
 the last two terms are about a thirtieth of those of L_cls in trainings as short as ours: the
 defaults of ``t``, ``nt``, ``start`` and ``dropout`` are stronger (docs/methods/acr.md). The share
 of ones in M grows from .2 by one point in each of 40 epochs. The code's trainer goes on for 60
-epochs at the last learning rate, and picks the epoch by masks: we do neither. A map whose range is
-below 1 passes on its gradient in that proportion, which the code does not do: else weak maps can go
-out altogether. The reconstructor is built for any size of image
+epochs at the last learning rate, and picks the epoch by masks: we do neither. By default a map whose
+range is below 1 passes on its gradient in that proportion (``guard``), which the code does not do:
+else weak maps can go out altogether. The arg-max is that of all maps enlarged, as in the code. The
+reconstructor is built for any size of image
 (:mod:`weakseg.networks.reconstructor`). ``acr+vit`` takes the multi-class-token transformer for
 both networks; the paper names the combination and published no code: its maps c are the fused ones,
 which are exactly 0 outside, and everything else is as above.
@@ -71,7 +72,14 @@ __all__ = ["ACR", "PRESETS"]
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "narrow": {"width": 16, "detail": 2},
-    "paper": {"t": 0.8, "nt": 0.3, "start": 0.0, "dropout": 0.5, "depth": 8},
+    "paper": {
+        "t": 0.8,
+        "nt": 0.3,
+        "start": 0.0,
+        "guard": 0.0,
+        "dropout": 0.5,
+        "depth": 8,
+    },
 }
 """What the presets set; keys given beside them win."""
 
@@ -139,6 +147,12 @@ class ACR(Method):
             1.0, ge=0, description="weight of L_nt, the segment from the rest (code: .3)"
         )
         full: float = Field(0.2, ge=0, description="RU: weight of the whole image (code: .2)")
+        guard: float = Field(
+            1.0,
+            ge=0,
+            description="logits of range below which a map is opposed in proportion to its range; "
+            "0 = all alike (code)",
+        )
         hidden_t: float = Field(0.3, ge=0, description="RU: weight of hidden segments (code: .3)")
         hidden_nt: float = Field(0.5, ge=0, description="RU: weight of hidden rests (code: .5)")
         srf: bool = Field(True, description="stochastic random feeding")
@@ -261,7 +275,7 @@ class ACR(Method):
         self._remember(batch.tags, drawn)
         with torch.no_grad(), _fixed(self.classifier):
             maps, _ = self.classifier.classify(batch)
-            segment, _ = self._segment(maps, batch.tags, images, drawn)
+            segment = self._segment(maps, batch.tags, images, drawn)
         hiding = self._grid(images, progress) if c.srf else torch.ones_like(segment)
         levels = self.encoder(batch.images)
         logits = self.encoder_head(levels[-1]).mean((2, 3)).float()
@@ -289,9 +303,13 @@ class ACR(Method):
             return terms
         images = self._pictures(batch.images)
         drawn = _draw(batch.tags) if drawn is None else drawn
-        segment, is_best = self._segment(maps, batch.tags, images, drawn)
-        with torch.no_grad(), _fixed(self.encoder):
-            features = self.reconstructor.features(self.encoder(batch.images)[-_LEVELS:])
+        segment = self._segment(maps, batch.tags, images, drawn)
+        with torch.no_grad():
+            best = _enlarged(maps.scores, images).argmax(1, keepdim=True)
+            is_best = (best == drawn[..., None, None]).float()
+            with _fixed(self.encoder):
+                levels = self.encoder(batch.images)[-_LEVELS:]
+            features = self.reconstructor.features(levels)
         tagged = batch.tags.any(1)[:, None, None, None]
         outside = ((segment.detach() == 0) & tagged).float()
         opposed = {  # what is fed, where its painting is judged, weight
@@ -342,29 +360,19 @@ class ACR(Method):
             return None
         return self._drawn[1].pop(int(tags.storage_offset()), None)
 
-    def _segment(
-        self, maps: Maps, tags: Tensor, images: Tensor, drawn: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """c in [0, 1] of the drawn class of each image, and where that class is the best of all.
-
-        Both (B, 1, H, W) as the images (B, 3, H, W); without a tag, c is 0.
-        """
-        size = images.shape[-2:]
+    def _segment(self, maps: Maps, tags: Tensor, images: Tensor, drawn: Tensor) -> Tensor:
+        """c in [0, 1] of the drawn class of each image, (B, 1, H, W) as the images; 0 without a tag."""
         tagged = tags.any(1)
         scores = maps.scores.float()
-        raw = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:]))
-        is_best = ((raw >= scores.amax(1, keepdim=True)) & (raw > 0)).float()
-        own = raw.relu()
+        own = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:])).relu()
         low, high = own.amin((2, 3), keepdim=True), own.amax((2, 3), keepdim=True)
         c = (own - low - _EPS).relu() / (high - low + _EPS) * tagged[:, None, None, None]
-        # Min-max stretches weak maps, and their gradients as much: opposed that hard they go out,
-        # and an empty segment gives nothing away.
-        steady = (high - low).detach().clamp(max=1)
-        c = steady * c + (1 - steady) * c.detach()
-        return (
-            F.interpolate(c, size, mode="bilinear", align_corners=False).clamp(0, 1),
-            F.interpolate(is_best, size),
-        )
+        if self.config.guard:
+            # Min-max stretches weak maps, and their gradients as much: opposed that hard they go
+            # out, and an empty segment gives nothing away.
+            steady = ((high - low).detach() / self.config.guard).clamp(max=1)
+            c = steady * c + (1 - steady) * c.detach()
+        return _enlarged(c, images).clamp(0, 1)
 
     def _grid(self, images: Tensor, progress: float) -> Tensor:
         """M (B, 1, H, W), 1 where the segment decides what is hidden."""
@@ -386,6 +394,11 @@ def _draw(tags: Tensor) -> Tensor:
     """(B, 1) int64: one tagged class of each image, any class where none is tagged."""
     untagged = ~tags.any(1, keepdim=True)
     return torch.multinomial(tags + untagged.to(tags.dtype), 1)
+
+
+def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps (B, C, h, w) at the pixels of the images (B, 3, H, W)."""
+    return F.interpolate(maps.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _settled(section: Any) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Reconstructor(nn.Module):
     """Projections of features, and a U-Net from their masked form to RGB.
 
     The published network (ACR; a U-Net as in pix2pix) has projections to 64, 128 and 256 channels,
-    width 64 and eight halvings. It enlarges the 448 channels to the image's size before it masks
+    width 64 and eight halvings; none of its convolutions but the last has a bias, so that nothing is
+    painted from nothing but one colour. It enlarges the 448 channels to the image's size before it masks
     them: 112 MiB for each sample and mask at 256 px. Here its first convolution mixes the channels
     while they are small, which is the same by linearity; what is enlarged is one tap at a time.
 
@@ -45,7 +46,7 @@ class Reconstructor(nn.Module):
         )
         narrow = width * (2 ** len(levels) - 1)
         down = [width * min(2**i, 8) for i in range(depth)]
-        self.entry = nn.Conv2d(narrow, down[0], _TAPS, stride=2, padding=1)
+        self.entry = nn.Conv2d(narrow, down[0], _TAPS, stride=2, padding=1, bias=False)
         self.down = nn.ModuleList(
             _Halve(
                 down[i - 1],
@@ -98,10 +99,8 @@ class Reconstructor(nn.Module):
         out, channels = self.entry.weight.shape[:2]
         taps = self.entry.weight.permute(2, 3, 0, 1).reshape(-1, channels, 1, 1)
         mixed = F.conv2d(features, taps).unflatten(1, (_TAPS * _TAPS, out))
-        assert self.entry.bias is not None
         with torch.autocast(features.device.type, enabled=False):
-            masked = _MaskedTaps.apply(mixed.float(), keep.float())
-        return masked + self.entry.bias[:, None, None]
+            return _MaskedTaps.apply(mixed.float(), keep.float())
 
 
 class _Halve(nn.Module):
@@ -109,7 +108,7 @@ class _Halve(nn.Module):
 
     def __init__(self, before: int, after: int, norm: bool, dropout: float) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(before, after, _TAPS, stride=2, padding=1, bias=not norm)
+        self.convolution = nn.Conv2d(before, after, _TAPS, stride=2, padding=1, bias=False)
         self.norm = nn.InstanceNorm2d(after) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
