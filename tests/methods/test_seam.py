@@ -12,9 +12,10 @@ from weakseg.methods import Batch, Method, build, resolve
 from weakseg.methods.seam import SEAM, Keys, PixelCorrelation, _target
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
-from weakseg.ops import View, gate, normalise_min_max
+from weakseg.ops import Cells, View, gate, normalise_min_max
 
 STRIDE, K = 8, 3
+MIDDLE = 3.5  # of the pixels that a cell averages
 KINDS: tuple[Keys, ...] = ("features", "learned", "published")
 
 
@@ -25,6 +26,9 @@ class Fake(nn.Module):
         super().__init__()
         self.levels = tuple(Level(f"C{i}", 3, STRIDE) for i in (1, 2, 3))
         self.weight = nn.Parameter(torch.eye(3)[..., None, None])
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        return (Cells((STRIDE, STRIDE), (MIDDLE, MIDDLE)),) * 3
 
     def forward(self, images: Tensor) -> list[Tensor]:
         cells = F.conv2d(F.avg_pool2d(images, STRIDE), self.weight)
@@ -67,7 +71,7 @@ def test_maps_of_a_view_come_back_to_where_they_were(size: int, moves: tuple):
     images = smooth(4, 96)
     view = View.draw(images, size, *moves)
     maps = F.avg_pool2d(images, STRIDE)
-    back, inside = view.back(F.avg_pool2d(view.of(images), STRIDE), 96, (12, 12), STRIDE)
+    back, inside = view.back(F.avg_pool2d(view.of(images), STRIDE), 96, (12, 12), STRIDE, MIDDLE)
     error = (back - maps).abs()[:, :, 2:-2, 2:-2] * inside[:, :, 2:-2, 2:-2]
     # A wrong place, sign or order is off by as much as another image is; coarse views by less.
     chance = (maps.roll(1, 0) - maps).abs().mean()
@@ -223,6 +227,48 @@ def test_an_equivariant_network_has_no_equivariance_loss(moves: dict, monkeypatc
     assert model.losses(batch, 0.0)["er"] < 0.02
     monkeypatch.setattr(View, "back", lambda self, maps, *_: (astray(maps), torch.ones(1)))
     assert model.losses(batch, 0.0)["er"] > 0.04, "what the loss is without the way back"
+
+
+class Looking(Fake):
+    """Cells that are the mean of the pixels around the one where they begin, as with padding."""
+
+    offset = -0.5  # half of the eight pixels lie before it
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        return (Cells((STRIDE, STRIDE), (self.offset, self.offset)),) * 3
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        half = STRIDE // 2
+        return super().forward(
+            F.pad(images, (half, half, half, half), mode="replicate")[..., :-half, :-half]
+        )
+
+
+def test_maps_are_compared_where_the_networks_cells_lie():
+    """The same network, whose cells are said to lie elsewhere, is thought not to be equivariant."""
+    batch, found = batch_of(2, 128), []
+    for offset in (Looking.offset, MIDDLE):
+        backbone = Looking()
+        backbone.offset = offset
+        model = build({"name": "seam", "scale": 0.5}, lambda made=backbone: made, K)
+        assert isinstance(model, SEAM)
+        found.append(float(model.losses(batch, 0.0)["er"].detach()))
+    assert found[0] < 0.5 * found[1]
+
+
+def test_pcm_compares_what_lies_at_its_cells():
+    """Cells of 4 px whose centres are the pixels 1, 5, 9 ...; levels of 2 px with centres 0, 2 ..."""
+    module = PixelCorrelation((5, 7), "features")
+    maps, image, low, high = (
+        torch.rand(1, 4, 6, 6),
+        *(torch.rand(1, c, s, s) for c, s in ((3, 24), (5, 12), (7, 6))),
+    )
+    own, finer = Cells((4, 4), (1, 1)), Cells((2, 2), (0, 0))
+    found = module(maps, image, low, high, (own, finer, own))
+    between = (low + low.roll(-1, 3)) / 2  # pixels 1, 3, 5 ... lie between two of its cells
+    between = (between + between.roll(-1, 2)) / 2
+    wanted = module(maps, image[..., 1::4, 1::4], between[..., ::2, ::2], high)
+    torch.testing.assert_close(found, wanted)
 
 
 def astray(maps: Tensor) -> Tensor:
@@ -390,9 +436,9 @@ def test_views_keep_their_places_in_half_precision():
     images = smooth(4, 96)
     view = View.draw(images, 64, True, 30, 0.1)
     maps = F.avg_pool2d(images, STRIDE)
-    exact = view.of(images), *view.back(maps, 96, (12, 12), STRIDE)
+    exact = view.of(images), *view.back(maps, 96, (12, 12), STRIDE, MIDDLE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = view.of(images), *view.back(maps, 96, (12, 12), STRIDE)
+        half = view.of(images), *view.back(maps, 96, (12, 12), STRIDE, MIDDLE)
     torch.testing.assert_close(half, exact)
 
 

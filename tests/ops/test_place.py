@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from weakseg.ops import Cells, View, place
+from weakseg.ops.cells import PIXELS, moved
 
 
 def slow(maps, cells, image, size):
@@ -52,6 +53,29 @@ def test_cells_that_share_the_image_evenly_are_stretched(size):
     assert torch.equal(place(maps, None, image, size), wanted)
 
 
+@pytest.mark.parametrize(
+    ("cells", "to", "grid"),
+    [
+        (Cells((8, 8), (0, 0)), Cells((16, 16), (0, 15)), (2, 2)),
+        (Cells((16, 16), (7, 7)), Cells((8, 8), (-1, 3.5)), (6, 5)),
+        (PIXELS, Cells((8, 8), (3.5, 0)), (4, 4)),
+        (Cells((8, 8), (0, 0)), Cells((8, 8), (0, 0)), (5, 5)),
+    ],
+)
+def test_maps_at_other_cells_are_the_maps_there(cells, to, grid):
+    maps = torch.rand(1, 2, 5, 5)
+    wanted = np.zeros((1, 2, *grid))
+    for i, j in np.ndindex(*grid):
+        y, x = (
+            np.clip((to.offset[a] + to.stride[a] * n - cells.offset[a]) / cells.stride[a], 0, 4)
+            for a, n in ((0, i), (1, j))
+        )
+        for row, column in np.ndindex(5, 5):
+            share = max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column))
+            wanted[..., i, j] += share * maps[..., row, column].numpy()
+    np.testing.assert_allclose(moved(maps, cells, to, grid), wanted, atol=1e-6)
+
+
 def test_gradients_reach_the_cells():
     maps = torch.rand(1, 1, 3, 3, requires_grad=True)
     place(maps, Cells((8, 8), (0, 0)), (24, 24), (24, 24)).sum().backward()
@@ -72,3 +96,16 @@ def test_cells_of_a_view_come_back_to_the_images_cells(offset):
     assert known.sum() > 10
     torch.testing.assert_close(back[0, 0, 8][known], wanted[known])
     assert inside.all()
+
+
+def test_cells_of_a_view_may_be_others_than_the_images():
+    """An image of 100 px in 13 cells, a view of 48 px in 6: as of a transformer, which resizes."""
+    own, seen = Cells.spanning((100, 100), (13, 13)), Cells.spanning((48, 48), (6, 6))
+    columns = (seen.offset[0] + seen.stride[0] * torch.arange(6.0) + 0.5) * 100 / 48 - 0.5
+    maps = columns.expand(1, 1, 6, -1).contiguous()
+    strides, offsets = (own.stride[0], seen.stride[0]), (own.offset[0], seen.offset[0])
+    back, _ = View(48).back(maps, 100, (13, 13), strides, offsets)
+    wanted = own.offset[0] + own.stride[0] * torch.arange(13.0)
+    known = (wanted >= columns[0]) & (wanted <= columns[-1])
+    assert known.sum() >= 9
+    torch.testing.assert_close(back[0, 0, 6][known], wanted[known])

@@ -60,7 +60,8 @@ from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.heads import CAMHead
-from weakseg.ops import View, gate, normalise_max, normalise_min_max
+from weakseg.ops import Cells, View, gate, normalise_max, normalise_min_max
+from weakseg.ops.cells import PIXELS, moved
 
 __all__ = ["PRESETS", "SEAM", "PixelCorrelation"]
 
@@ -128,10 +129,26 @@ class PixelCorrelation(nn.Module):
             nn.init.kaiming_normal_(self.high.weight)
             nn.init.xavier_uniform_(self.keys.weight, gain=4)
 
-    def forward(self, maps: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Revised maps (B, C, h, w), in the range of ``maps`` (B, C, h, w)."""
-        size = maps.shape[-2:]
-        keys = self._keys(images.detach(), low.detach(), high.detach(), size)
+    def forward(
+        self,
+        maps: Tensor,
+        images: Tensor,
+        low: Tensor,
+        high: Tensor,
+        cells: tuple[Cells, Cells, Cells] | None = None,
+    ) -> Tensor:
+        """Revised maps (B, C, h, w), in the range of ``maps`` (B, C, h, w).
+
+        Args:
+            maps: What pixels gather.
+            images: (B, 3, H, W).
+            low: Features (B, C', h', w') of one level.
+            high: Of the other.
+            cells: Where the cells of maps, low and high lie in the images, so that each pixel of a
+                map is compared by what lies there; ``None`` = corners aligned (code).
+        """
+        size = (maps.shape[-2], maps.shape[-1])
+        keys = self._keys(images.detach(), low.detach(), high.detach(), size, cells)
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float().flatten(2)
             if self.kind != "published":
@@ -139,15 +156,25 @@ class PixelCorrelation(nn.Module):
             keys = keys / (keys.norm(dim=1, keepdim=True) + _EPS)
             return self._gathered(maps.detach().float().flatten(2), keys).unflatten(2, size)
 
-    def _keys(self, images: Tensor, low: Tensor, high: Tensor, size: torch.Size) -> Tensor:
+    def _keys(
+        self,
+        images: Tensor,
+        low: Tensor,
+        high: Tensor,
+        size: tuple[int, int],
+        cells: tuple[Cells, Cells, Cells] | None,
+    ) -> Tensor:
         if self.kind != "features":
             low, high = self.low(low), self.high(high)
         if self.kind == "published":
             low, high = low.relu(), high.relu()
-        parts = [
-            F.interpolate(part, size, mode="bilinear", align_corners=True)
-            for part in (images, low, high)
-        ]
+        parts = [images, low, high]
+        if cells is None:
+            parts = [_aligned(part, size) for part in parts]
+        else:
+            own, *others = cells
+            places = (PIXELS, *others)
+            parts = [moved(p, at, own, size) for p, at in zip(parts, places, strict=True)]
         if self.kind != "published":
             parts = [part.float() / (_length(part) + _EPS) for part in parts]
         keys = torch.cat(parts, 1)
@@ -358,7 +385,6 @@ class SEAM(Method):
     def _in_cells(self, images: Tensor, tags: Tensor) -> _Pair:
         """Maps of both views in the cells of view 1."""
         config, size = self.config, images.shape[-1]
-        stride = self.backbone.levels[-1].stride
         view = View.draw(
             images, self._view_size(size), config.flip, config.rotation, config.translation
         )
@@ -366,8 +392,11 @@ class SEAM(Method):
         plain2, revised2 = self._maps(view.of(images), tags, pcm=config.pcm_learns)
         grid = (plain1.shape[-2], plain1.shape[-1])
 
+        own, seen = (self.backbone.cells((side, side))[-1] for side in (size, view.size))
+
         def back(maps: Tensor) -> tuple[Tensor, Tensor]:
-            return view.back(maps, size, grid, stride)
+            strides, offsets = (own.stride[0], seen.stride[0]), (own.offset[0], seen.offset[0])
+            return view.back(maps, size, grid, strides, offsets)
 
         logits = torch.stack([plain1.mean((2, 3)), plain2.mean((2, 3))]).float()
         theirs, inside = back(gate(normalise_min_max(plain2.float().relu()), tags))
@@ -409,13 +438,17 @@ class SEAM(Method):
         With ``compare: pixels`` both are as large as the images.
         """
         plain, revised = self._maps(images, pcm=(head or self.heads[0]) == "pcm")
+        size = (images.shape[-2], images.shape[-1])
         if self.config.compare == "pixels":
-            plain = _aligned(plain, images.shape[-2:])
-            revised = None if revised is None else _aligned(revised, images.shape[-2:])
+            cells = None
+            plain = _aligned(plain, size)
+            revised = None if revised is None else _aligned(revised, size)
+        else:
+            cells = self.backbone.cells(size)[-1]
         logits = plain.mean((2, 3))
         if revised is None:
-            return Maps(plain, kind="logit", logits=logits)
-        return Maps(revised[:, 1:].clamp(0, 1), kind="unit", logits=logits)
+            return Maps(plain, kind="logit", logits=logits, cells=cells)
+        return Maps(revised[:, 1:].clamp(0, 1), kind="unit", logits=logits, cells=cells)
 
     def _maps(
         self, images: Tensor, tags: Tensor | None = None, pcm: bool = True
@@ -425,8 +458,14 @@ class SEAM(Method):
         plain = self.head(self.dropout(levels[-1]))
         if not (pcm and self.config.pcm):
             return plain, None
+        cells = None
+        if self.config.compare == "cells":
+            places = self.backbone.cells((images.shape[-2], images.shape[-1]))
+            first, second = self.config.levels
+            cells = (places[-1], places[first], places[second])
         low, high = (levels[i] for i in self.config.levels)
-        return plain, self.pcm(self._evidence(plain.detach(), tags), images, low, high)
+        evidence = self._evidence(plain.detach(), tags)
+        return plain, self.pcm(evidence, images, low, high, cells)
 
     def _evidence(self, plain: Tensor, tags: Tensor | None) -> Tensor:
         """What PCM spreads: scores in [0, 1] with a background.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Cells", "place"]
+__all__ = ["PIXELS", "Cells", "moved", "place"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Cells:
         return all(abs(a - b) < 1e-6 for a, b in pairs)
 
 
+PIXELS = Cells((1.0, 1.0), (0.0, 0.0))
+"""Those of the image itself."""
+
+
 def place(
     maps: Tensor, cells: Cells | None, image: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
@@ -71,6 +75,30 @@ def place(
         return F.interpolate(maps, size, mode="bilinear", align_corners=False)
     for axis in (0, 1):
         maps = _at(maps, _coordinates(cells, image, size, axis, maps.device), axis - 2)
+    return maps
+
+
+def moved(maps: Tensor, cells: Cells, to: Cells, grid: tuple[int, int]) -> Tensor:
+    """Maps at the centres of other cells of the same image.
+
+    Bilinear, as :func:`place`.
+
+    Args:
+        maps: (B, C, h, w); an image is a map whose cells are its pixels, :data:`PIXELS`.
+        cells: Where the maps' cells lie.
+        to: Where the cells of the result lie.
+        grid: (h', w') of the result.
+
+    Returns:
+        (B, C, h', w') float32.
+    """
+    maps = maps.float()
+    exporting = torch.compiler.is_exporting()  # then sizes are symbols, which have no answer
+    if cells == to and not exporting and grid == (maps.shape[-2], maps.shape[-1]):
+        return maps
+    for axis in (0, 1):
+        centres = to.offset[axis] + to.stride[axis] * torch.arange(grid[axis], device=maps.device)
+        maps = _at(maps, (centres - cells.offset[axis]) / cells.stride[axis], axis - 2)
     return maps
 
 

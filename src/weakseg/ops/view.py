@@ -63,7 +63,7 @@ class View:
         maps: Tensor,
         size: int,
         grid: tuple[int, int],
-        stride: int,
+        stride: float | tuple[float, float],
         offset: float | tuple[float, float] = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Inverse of A: brings maps of the view to the cells of the image's own maps.
@@ -75,15 +75,16 @@ class View:
             size: Side of the image in pixels.
             grid: (h, w) of the image's own maps.
             stride: Pixels between cells.
-            offset: Pixel at the centre of the first cell, or that of the image's own maps and that
-                of the view's, where these differ.
+            offset: Pixel at the centre of the first cell. Both are those of the image's own maps
+                and those of the view's where these differ.
 
         Returns:
             (B, C, h, w) maps, and (B, 1, h, w), 1 where the cell lies inside the view.
         """
         own, seen = offset if isinstance(offset, tuple) else (offset, offset)
+        steps, seen_steps = stride if isinstance(stride, tuple) else (stride, stride)
         y, x = (
-            (2 * (own + stride * torch.arange(n, device=maps.device)) + 1) / size - 1 for n in grid
+            (2 * (own + steps * torch.arange(n, device=maps.device)) + 1) / size - 1 for n in grid
         )
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(maps), -1, -1, -1)
         if self.theta is not None:
@@ -94,6 +95,6 @@ class View:
         inside = (places.abs() <= 1).all(-1)[:, None].float()
         pixels = (places + 1) * self.size / 2 - 0.5
         last = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device) - 1
-        cells = (pixels - seen) / stride * 2 / last.clamp(min=1) - 1
+        cells = (pixels - seen) / seen_steps * 2 / last.clamp(min=1) - 1
         found = F.grid_sample(maps.float(), cells, padding_mode="border", align_corners=True)
         return found * inside, inside
