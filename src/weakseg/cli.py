@@ -16,6 +16,7 @@ from rich.markup import escape
 import weakseg
 from weakseg.console import console
 from weakseg.errors import UserError
+from weakseg.memory import wait_without_spinning
 from weakseg.recipe import Recipe, data_values, load_recipe, shipped_recipes
 from weakseg.runfolder import STAGES, RunFolder, mendable
 
@@ -817,6 +818,7 @@ def _stopped(code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point: user errors are shown without a traceback, and end with code 2."""
+    wait_without_spinning()
     try:
         app()
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as V
 
 from weakseg.data.images import read_image, read_large_image
 from weakseg.errors import UserError
+from weakseg.memory import keep_freed_memory
 from weakseg.methods.base import Maps, Trainable
 from weakseg.networks.fold import folded
 from weakseg.ops import dense_crf_many, gate, merge_maps, spans, stitch
@@ -49,6 +50,7 @@ class Normalise:
 @contextmanager
 def evaluating(model: Trainable):
     """Evaluation mode without gradients; restores the mode afterwards, also after an error."""
+    keep_freed_memory()
     training = model.training
     model.eval().to(memory_format=torch.channels_last)
     try:

@@ -29,6 +29,7 @@ from weakseg.data.loading import (
 )
 from weakseg.errors import UserError
 from weakseg.files import atomic_path
+from weakseg.memory import keep_freed_memory
 from weakseg.methods.base import Trainable
 from weakseg.training.config import TrainConfig
 from weakseg.training.module import TrainingModule
@@ -100,6 +101,7 @@ def fit(
         UserError: A loss that is not finite, a term that was never active, an unreadable image.
     """
     _hush()
+    keep_freed_memory()
     L.seed_everything(seed, workers=False, verbose=False)
     model = make_model()
     data = make_data(model)
