@@ -28,7 +28,7 @@ from weakseg.data.samples import Collection
 from weakseg.export.model import load
 from weakseg.inference import Predictor, evaluating
 from weakseg.mixing import mixes
-from weakseg.ops import View, normalise_min_max
+from weakseg.ops import Cells, View, normalise_min_max
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder
@@ -205,13 +205,23 @@ def _equivariance(predictor: Predictor, images: Collection, head: str, count: in
     tags = torch.from_numpy(images.tag_matrix()[:count]).bool()
     pixels = np.stack([read_image(s.image) for s in images.samples[:count]])
     batch = predictor.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    size, stride = batch.shape[-1], predictor.model.backbone.levels[-1].stride
+    size = batch.shape[-1]
     view = View(size // 2)
     with evaluating(predictor.model) as model:
-        whole = model(batch, head).scores.float().relu()
-        part = model(view.of(batch), head).scores.float().relu()
-    found, _ = view.back(normalise_min_max(part), size, tuple(whole.shape[-2:]), stride)
-    return (normalise_min_max(whole) - found).abs()[tags].mean().item()
+        whole, part = model(batch, head), model(view.of(batch), head)
+    own, seen = (
+        maps.cells or Cells.spanning((side, side), (maps.scores.shape[-2], maps.scores.shape[-1]))
+        for maps, side in ((whole, size), (part, size // 2))
+    )
+    scores = normalise_min_max(whole.scores.relu())
+    found, _ = view.back(
+        normalise_min_max(part.scores.relu()),
+        size,
+        (scores.shape[-2], scores.shape[-1]),
+        seen.stride[0],
+        (own.offset[0], seen.offset[0]),
+    )
+    return (scores - found).abs()[tags].mean().item()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from weakseg.methods import Batch, build, resolve
 from weakseg.methods.mctformer import MCTformer, _contrast, _pooled, _root, _spread
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
+from weakseg.ops import Cells
 from weakseg.recipe import load_recipe
 
 SPEC = BackboneSpec(name="test_vit", pretrained=False)
@@ -133,6 +134,7 @@ def test_heads_are_the_formulas_of_the_docstring(settings: dict):
         cam = F.conv2d(found.levels[-1], model.head.weight, model.head.bias, padding=1)
     assert model.heads == ("affinity", "fused", "cam", "attention")
     assert {of.kind for of in merged.values()} == {"unit"}
+    assert {of.cells for of in merged.values()} == {Cells((16.0, 16.0), (7.5, 7.5))}
     torch.testing.assert_close(maps["cam"], cam.clamp(min=0))
     attention = found.attention[:, -6 if settings else -3 :].mean(1) * 12
     torch.testing.assert_close(maps["attention"], attention)
@@ -234,7 +236,7 @@ def test_affinity_can_be_left_out():
 def test_classify_gives_fused_maps_with_gradients_and_exact_zeros(settings: dict):
     model, batch = new(**settings), batch_of()
     maps, _ = model.classify(batch)
-    assert maps.kind == "unit"
+    assert (maps.kind, maps.cells) == ("unit", model(batch.images).cells)
     with torch.no_grad():
         cam = model(batch.images, "cam").scores
         assert maps.logits is not None

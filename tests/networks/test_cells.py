@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from timm.layers import AvgPool2dSame, Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
 from torch import nn
 
 from weakseg.networks.backbone import Backbone, make_backbone
@@ -21,7 +23,9 @@ def averaging(network):
     """Convolutions that average, norms that do nothing: what a cell sees is symmetric around it."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.MaxPool2d):
+            if isinstance(child, MaxPool2dSame):
+                setattr(module, name, AvgPool2dSame(child.kernel_size, child.stride))
+            elif isinstance(child, nn.MaxPool2d):
                 setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
             elif isinstance(child, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):
                 if isinstance(child, nn.LayerNorm) or type(child) is nn.BatchNorm2d:
@@ -88,6 +92,23 @@ def test_patches_lie_where_their_pixels_do(size):
         places = torch.arange(size[axis])
         found = float((mass.sum(1 - axis) * places).sum() / mass.sum())
         assert found == pytest.approx(cells.offset[axis] + cells.stride[axis], abs=0.2)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (100, 123)])
+def test_patches_of_a_convolutional_stem_lie_where_it_looks(size):
+    network = backbone("vit_tiny_r_s16_p8_224", 8, patch_size=2, depth=1)
+    cells = network.cells(size)[-1]
+    timms = network.network.transformer
+    timms.blocks = nn.Sequential(nn.Identity())
+    stem = timms.patch_embed.backbone
+    stem.conv = Conv2dSame(3, 64, 7, stride=2, bias=False)  # theirs standardises its weights
+    stem.norm = nn.Identity()
+    averaging(timms.patch_embed)
+    for axis, found in enumerate(looked_at(network, 0, size, (6, 7))):
+        wanted = cells.offset[axis] + cells.stride[axis] * (6, 7)[axis]
+        assert found == pytest.approx(wanted, abs=0.3)
+        even = cells.stride[axis] * ((6, 7)[axis] + 0.5) - 0.5
+        assert found - even > 0.7
 
 
 def test_asking_changes_nothing():

@@ -149,8 +149,8 @@ class MCTformer(Classifier):
         }
         if self.config.contrast:
             terms["contrast"] = self.config.contrast * _contrast(found.tokens, batch.tags)
-        maps = Maps(self._fused(found, cam), kind="unit", logits=(by_token + by_patch) / 2)
-        return maps, terms
+        logits = (by_token + by_patch) / 2
+        return self._maps(batch.images, self._fused(found, cam), logits), terms
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """``affinity``: fused maps spread; ``fused``; ``cam``: of patches, its positive part;
@@ -167,11 +167,15 @@ class MCTformer(Classifier):
             scores = self._fused(found, cam)
         if found.affinity is not None:
             scores = _spread(scores, found.affinity)
-        return Maps(scores, kind="unit", logits=logits)
+        return self._maps(images, scores, logits)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Patch tokens (B, D, h, w) of each level, from the passage beside class tokens."""
         return self.tokens(self.backbone, images).levels
+
+    def _maps(self, images: Tensor, scores: Tensor, logits: Tensor) -> Maps:
+        cells = self.backbone.cells((images.shape[-2], images.shape[-1]))[-1]
+        return Maps(scores, kind="unit", logits=logits, cells=cells)
 
     def _logits(self, found: TokenMaps, cam: Tensor) -> tuple[Tensor, Tensor]:
         """Image logits (B, K) of class tokens and of patches."""
