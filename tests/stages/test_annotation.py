@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.stages.conftest import contents
 from weakseg.cli import app
@@ -15,7 +16,14 @@ from weakseg.errors import UserError
 from weakseg.pipeline import collect, run_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.stages.annotation import export_masks, import_masks, run_masks
-from weakseg.stages.masks import mask_files, mask_files_inputs, score
+from weakseg.stages.masks import (
+    mask_files,
+    mask_files_inputs,
+    require_corrections_of_images,
+    require_masks_that_fit,
+    score,
+)
+from weakseg.stages.segment import segment
 
 
 def test_corrected_masks_are_trained_on_and_never_measured_with(tiny, tmp_path, capsys):
@@ -146,3 +154,75 @@ def test_the_command_line(masked, tmp_path, capsys):
     assert len(file["annotations"]) == 24
     with pytest.raises(UserError, match="holds no run"):
         app(["export", str(tmp_path), "--to", "coco", "--out", str(tmp_path / "x")])
+
+
+def _jpeg(file, shape):
+    Image.fromarray(np.zeros(shape, np.uint8)).save(file, "JPEG")
+
+
+def _colours(file, shape):
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(file, "PNG")
+
+
+FAULTS = {
+    "id beyond the classes": lambda f: write_mask(f, np.full((64, 64), 21, np.uint8)),
+    "largest id": lambda f: write_mask(f, np.full((64, 64), 254, np.uint8)),
+    "one pixel of it": lambda f: write_mask(
+        f, np.pad([[100]], ((0, 63), (63, 0))).astype(np.uint8)
+    ),
+    "wider": lambda f: write_mask(f, np.zeros((64, 65), np.uint8)),
+    "half as large": lambda f: write_mask(f, np.zeros((32, 32), np.uint8)),
+    "JPEG": lambda f: _jpeg(f, (64, 64)),
+    "colours": lambda f: _colours(f, (64, 64)),
+    "text": lambda f: f.write_text("no mask"),
+    "empty": lambda f: f.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("where", ["corrected", "5-masks/masks"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_masks_that_do_not_fit_are_found_before_training(masked, tiny, name, where):
+    run, collection = masked
+    first, other = collection.split("train")[2], collection.split("train")[5]
+    for sample in (first, other):
+        file = run.path / where / f"{sample.id}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        FAULTS[name](file)
+    with pytest.raises(UserError) as caught:
+        segment(run, tiny, collection)
+    assert caught.value.where == str(run.path)
+    for sample in (first, other):
+        assert f"{where}/{sample.id}.png: " in caught.value.what
+    assert caught.value.what.startswith("2 of 24")
+    assert ("corrected" in caught.value.mend) == (where == "corrected")
+    assert not run.stage_folder("segment").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["of-no-image.png", "train/other.png", "FIRST.jpg", "FIRST.PNG", "link/FIRST.png"]
+)
+def test_corrections_of_no_image_are_found(masked, tiny, name):
+    """What nobody would ever train on is no correction, whatever its sender thinks."""
+    run, collection = masked
+    linked = name.startswith("link/")
+    name = name.removeprefix("link/").replace("FIRST", collection.split("train")[0].id)
+    file = run.path / "corrected" / name
+    file.parent.mkdir(parents=True)
+    file.symlink_to("gone.png") if linked else file.write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        segment(run, tiny, collection)
+    assert caught.value.where == str(run.path / "corrected")
+    assert file.name in caught.value.what
+    assert not run.stage_folder("segment").exists()
+
+
+def test_corrections_that_fit_pass(masked):
+    run, collection = masked
+    train, val = collection.split("train"), collection.split("val")
+    corrected = run.path / "corrected"
+    write_mask(corrected / f"{train[0].id}.png", np.full((64, 64), 255, np.uint8))
+    write_mask(corrected / f"{train[1].id}.png", np.full((64, 64), len(train.classes), np.uint8))
+    write_mask(corrected / f"{val[0].id}.png", np.zeros((9, 9), np.uint8))  # trained on by nobody
+    (corrected / "corrected.json").write_text("{}")
+    require_corrections_of_images(run, collection)
+    require_masks_that_fit(run, train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import console, track
-from weakseg.data.images import read_image, write_mask
+from weakseg.data.images import image_size, read_image, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import ScoreFile, read_scores
+from weakseg.data.sources import count, scan
+from weakseg.errors import UserError
 from weakseg.files import atomic_path, write_json
 from weakseg.ops import (
     Criterion,
@@ -41,6 +43,8 @@ __all__ = [
     "mask_files_inputs",
     "masks",
     "masks_inputs",
+    "require_corrections_of_images",
+    "require_masks_that_fit",
     "rule_settings",
     "score",
 ]
@@ -61,6 +65,7 @@ _WHY: dict[Criterion, str] = {
     "evidence": "the geometric mean of the mean score and the mean positive score",
     "variance": "the split of all positive scores with the largest variance between its parts",
 }
+_SHOWN = 10  # files that an error names
 _LOOKED_AT, _SIDE = 2000, 256  # images whose colours are compared, and their longer side
 _ESTIMATED = 2000  # masks whose quality a run estimates by itself; `weakseg score RUN` does all
 
@@ -208,6 +213,82 @@ def mask_files_inputs(run: RunFolder, images: Collection) -> str | None:
     if made is None or not corrected:
         return made
     return f"{made}, imported: {_digest(run.path / CORRECTED, corrected)}"
+
+
+def require_corrections_of_images(run: RunFolder, collection: Collection) -> None:
+    """Refuses corrected masks that nothing would use.
+
+    Raises:
+        UserError: Their names are those of no image, or they are links to nothing; with the files.
+    """
+    folder = run.path / CORRECTED
+    if not folder.is_dir():
+        return
+    known = {f"{s.id}.png" for s in collection}
+    strays = [n for n in scan(folder) if n not in known or not (folder / n).is_file()]
+    if strays:
+        example = next((s.id for s in collection), "cat/001")
+        raise UserError(
+            f"{count(len(strays), 'corrected mask')} that no image of the run would use: "
+            f"{_few(strays)}",
+            where=folder,
+            mend=f"name each like its image, with the suffix .png ({example}.png), or take them "
+            "out of this folder",
+        )
+
+
+def require_masks_that_fit(run: RunFolder, images: Collection) -> None:
+    """Looks at every mask that a segmenter is to be trained on, before it is.
+
+    Raises:
+        UserError: Masks that cannot be read, of another size than their image, or with ids of no
+            class; all of them at once, by image.
+    """
+    files = mask_files(run, images)
+    most = len(images.classes)
+
+    def look(pair: tuple[Sample, Path]) -> str | None:
+        sample, file = pair
+        if not file.is_file():
+            return "there is no such file"
+        try:
+            mask = read_mask(file)
+        except UserError as error:
+            return error.what
+        (height, width), size = mask.shape, image_size(sample.image)
+        if mask.shape != size:
+            return f"{width} x {height} pixels, and the image has {size[1]} x {size[0]}"
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        beyond = present[(present > most) & (present != IGNORE)]
+        if len(beyond):
+            ids = ", ".join(map(str, beyond[:5]))
+            return f"holds the id {ids}, and the classes are 1 to {most}"
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        pairs = list(zip(images, files, strict=True))
+        found = list(track(pool.map(look, pairs), "masks to train on", len(pairs)))
+    faults = [(f, fault) for f, fault in zip(files, found, strict=True) if fault is not None]
+    if not faults:
+        return
+    lines = [f"  {file.relative_to(run.path).as_posix()}: {fault}" for file, fault in faults]
+    more = [f"  and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+    by_hand = any(file.is_relative_to(run.path / CORRECTED) for file, _ in faults)
+    raise UserError(
+        f"{len(faults):,} of {count(len(files), 'mask')} cannot be trained on\n"
+        + "\n".join(lines[:_SHOWN] + more),
+        where=run.path,
+        mend="a mask is an 8-bit indexed PNG of its image's size: 0 is background, 255 unsure, "
+        f"and 1 to {most} are the classes of {run.stage_folder('masks').name}/classes.txt; write "
+        "these anew"
+        + (f", or take them out of {CORRECTED}: the run's own masks take their place" * by_hand)
+        + f"; delete {run.stage_folder('masks').name} to have the run's own masks made again",
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _digest(folder: Path, files: Iterable[Path] | None = None) -> str:

@@ -14,7 +14,14 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
-from weakseg.stages.masks import corrected_ids, edited_in_place, mask_files, mask_files_inputs
+from weakseg.stages.masks import (
+    corrected_ids,
+    edited_in_place,
+    mask_files,
+    mask_files_inputs,
+    require_corrections_of_images,
+    require_masks_that_fit,
+)
 from weakseg.stages.train import (
     augment_for,
     launched,
@@ -39,6 +46,7 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     Where a person has corrected a mask (``RUN/corrected``), that one takes the pseudo mask's place.
     """
     images = collection.split(*recipe.data.train)
+    require_corrections_of_images(run, collection)
     stage = run.stage(
         "segment",
         {
@@ -54,6 +62,7 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     if stage.finished:
         return stage
     run.require("masks")
+    require_masks_that_fit(run, images)
     with stage.working():
         run_training(run, stage, recipe, __name__, lambda: _fit(run, recipe, images))
     return stage
