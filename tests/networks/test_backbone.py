@@ -138,6 +138,19 @@ def test_what_auto_means_for_norm(tmp_path: Path):
     assert BackboneSpec(weights=tmp_path / "w.pth").norm_is_frozen
     assert BackboneSpec(pretrained=False, norm="frozen").norm_is_frozen
     assert not BackboneSpec(norm="trained").norm_is_frozen
+    assert not BackboneSpec(norm="affine").norm_is_frozen
+
+
+def test_affine_norm_learns_but_keeps_its_statistics():
+    backbone = build(norm="affine").train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone(torch.rand(2, 3, 32, 32))[-1].sum().backward()
+    assert backbone.training
+    assert norms
+    assert all(p.grad is not None for norm in norms for p in norm.parameters())
+    after = backbone.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 @pytest.fixture(scope="module")

@@ -206,6 +206,13 @@ def seam_rule(name: str) -> Rule:
     return 10 if name.startswith(("head.", "pcm.")) else 1, E
 
 
+def irn_rule(name: str) -> Rule:
+    fixed = ("conv1.", "bn1.", "layer1.", "layer2.")
+    if name.removeprefix("backbone.network.").startswith(fixed):
+        return None
+    return 10 if name.startswith("head.") else 1, D
+
+
 def acr_rule(name: str) -> Rule:
     if ".bn" in name:
         return None
@@ -218,13 +225,15 @@ def acr_rule(name: str) -> Rule:
     ("name", "sets", "rule", "settings"),
     [
         ("voc12/puzzle_r50", ["backbone.name=test_resnet"], puzzle_rule, (0.1, D, True)),
+        ("voc12/cam_r50", ["backbone.name=test_resnet"], irn_rule, (0.1, D, False)),
+        ("voc12/irn_r50", ["backbone.name=test_resnet"], irn_rule, (0.1, D, False)),
         ("voc12/seam_wr38", [NARROW], seam_rule, (0.01, E, False)),
         ("voc12/acr_wr38", [NARROW, "method.width=2"], acr_rule, (0.01, E, False)),
         ("coco14/acr_wr38", [NARROW, "method.width=2"], acr_rule, (0.01, E, False)),
     ],
 )
 def test_recipes_of_papers_take_the_papers_steps(name, sets, rule, settings):
-    """All phases; ACR has two, and all of its layers learn but BatchNorm."""
+    """All phases; ACR has two, and all of its layers learn but BatchNorm; irn's BatchNorm learns."""
     recipe, method = of_recipe(name, *sets)
     start = {n: p.detach().clone() for n, p in method.named_parameters()}
     wanted = expected(method, rule, *settings)

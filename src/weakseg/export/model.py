@@ -305,8 +305,8 @@ def _load(folder: Path) -> Model:
 
 def _own_tensors(spec: BackboneSpec) -> BackboneSpec:
     """The same network without any weights: whatever a folder asks for, it loads its own tensors."""
-    norm = "frozen" if spec.norm_is_frozen else "trained"
-    return spec.model_copy(update={"pretrained": False, "weights": None, "norm": norm})
+    update = {"pretrained": False, "weights": None, "norm": spec.resolved_norm}
+    return spec.model_copy(update=update)
 
 
 def _rule_of_run(folder: Path, head: str) -> tuple[float | None, str | None]:

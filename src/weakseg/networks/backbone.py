@@ -154,7 +154,7 @@ class Backbone(nn.Module):
         super().train(mode)
         if self.spec.is_frozen:
             self.network.eval()
-        if self.spec.norm_is_frozen:
+        if self.spec.resolved_norm != "trained":
             for norm in self._norms():
                 norm.eval()
         return self

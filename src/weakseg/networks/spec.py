@@ -48,9 +48,10 @@ class BackboneSpec(Frozen):
     dilate: bool = Field(
         False, description="dilate where stride is removed, as segmentation networks do"
     )
-    norm: Literal["auto", "frozen", "trained"] = Field(
+    norm: Literal["auto", "frozen", "affine", "trained"] = Field(
         "auto",
-        description="BatchNorm of the backbone; auto = frozen with given weights, else trained",
+        description="BatchNorm of the backbone; auto = frozen with given weights, else trained; "
+        "affine = its statistics stay, scale and shift learn (irn)",
     )
     train: Literal["all", "none"] | PositiveInt = Field(
         "all",
@@ -105,8 +106,8 @@ class BackboneSpec(Frozen):
 
     @model_validator(mode="after")
     def _what_is_frozen_has_weights(self) -> Any:
-        if self.train == "none" and self.norm == "trained":
-            raise ValueError("norm: trained contradicts train: none")
+        if self.train == "none" and self.norm in ("affine", "trained"):
+            raise ValueError(f"norm: {self.norm} contradicts train: none")
         return self
 
     @property
@@ -120,10 +121,16 @@ class BackboneSpec(Frozen):
         return not self.pretrained and self.weights is None
 
     @property
+    def resolved_norm(self) -> Literal["frozen", "affine", "trained"]:
+        """``norm``, with what ``auto`` stands for."""
+        if self.norm == "auto":
+            return "frozen" if self.is_frozen or not self.from_scratch else "trained"
+        return self.norm
+
+    @property
     def norm_is_frozen(self) -> bool:
         """True where the backbone's BatchNorm keeps its statistics and affine parameters."""
-        kept = self.norm == "auto" and (self.is_frozen or not self.from_scratch)
-        return self.norm == "frozen" or kept
+        return self.resolved_norm == "frozen"
 
 
 class Projection(Frozen):

@@ -409,8 +409,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection, where: Placement) -
     folder, config = network_folder(run), _config(recipe)
     spec = _spec(recipe, config)
     if config.from_classifier:  # all of its weights come from there
-        norm = "frozen" if spec.norm_is_frozen else "trained"
-        spec = spec.model_copy(update={"pretrained": False, "weights": None, "norm": norm})
+        update = {"pretrained": False, "weights": None, "norm": spec.resolved_norm}
+        spec = spec.model_copy(update=update)
 
     def make_model() -> AffinityLearner:
         backbone = make_backbone(spec)

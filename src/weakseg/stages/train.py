@@ -188,11 +188,10 @@ def augment_for(model: Trainable, config: TrainConfig) -> Augment:
 def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
     """The backbone as a model folder describes it: same network, weights from the folder."""
     own = spec.model_dump(mode="json")
-    norm = "frozen" if spec.norm_is_frozen else "trained"
     return own | {
         "pretrained": False,
         "weights": None,
-        "norm": norm,
+        "norm": spec.resolved_norm,
         "mean": list(model.backbone.mean),
         "std": list(model.backbone.std),
     }
