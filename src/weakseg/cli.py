@@ -342,7 +342,7 @@ def export(
     copy: Annotated[bool, Parameter(negative="")] = False,
     images: Path | None = None,
     classes: Path | None = None,
-    size: tuple[int, int] | None = None,
+    size: Annotated[tuple[int, int] | None, Parameter(negative="")] = None,
 ) -> None:
     """Write the masks of a run for an annotation tool, or its model for other programs.
 

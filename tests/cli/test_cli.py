@@ -49,6 +49,7 @@ SURFACE = {
         "--copy",
         "--images",
         "--classes",
+        "--size",
     },
     "import-masks": {"--into", "--format", "--empty", "--confirmed"},
     "init": {"--like"},
@@ -148,6 +149,8 @@ def test_every_recipe_of_a_paper_plans_its_run(name: str, photos, tmp_path, caps
         "seeds.max_side": 64,
         "predict.max_side": 64,
     }
+    if "layers" in recipe.method:  # of twelve; the small transformer has six
+        sets["method.layers"] = 6
     if recipe.method["name"].startswith("acr"):
         sets |= {"method.depth": 4, "method.width": 4}
     words = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ class StepBatches(Sampler):
 
 
 def training_loader(
-    data: TrainingImages | TrainingFeatures, batches: StepBatches, workers: int
+    data: TrainingImages | TrainingFeatures, batches: Iterable[list[tuple[int, int]]], workers: int
 ) -> DataLoader:
     """Loader of :class:`Batch` (or :class:`MaskBatch`, where the data has masks).
 

@@ -24,6 +24,8 @@ from weakseg.methods import Trainable
 from weakseg.networks.backbone import Backbone
 from weakseg.recipe import SeedsConfig
 from weakseg.stages.batches import ahead, groups_of_one_size, read_group
+from weakseg.training.config import Precision
+from weakseg.training.precision import autocast, chosen_precision
 
 __all__ = ["FEATURES", "features_path", "frozen_levels", "keep_features", "pooled_features"]
 
@@ -32,6 +34,7 @@ FEATURES = "features"
 
 _POOLED_BYTES = 2**30  # of all windows' averages together, which are held in memory
 _WINDOWS = 8  # of each view at most, the whole image among them
+_PROBE = 256  # side of the images that the precision is measured on
 _SMALLEST = 0.5  # side of a window, as a share of the image's
 
 
@@ -41,7 +44,12 @@ def features_path(folder: Path, sample_id: str) -> Path:
 
 
 def keep_features(
-    model: Trainable, images: Collection, config: SeedsConfig, folder: Path, most: float
+    model: Trainable,
+    images: Collection,
+    config: SeedsConfig,
+    folder: Path,
+    most: float,
+    wanted: Precision = "32-true",
 ) -> None:
     """Computes what is not there yet: the last level of each image's views, and its averages.
 
@@ -52,6 +60,7 @@ def keep_features(
         folder: Gets a file for each image; the maps are left out of it where all of them together
             would take more than ``most`` gigabytes, and are computed again for the seeds.
         most: Gigabytes.
+        wanted: Precision that the features are computed in.
     """
     groups = groups_of_one_size(images, config)
     todo = [g for g in groups if not all(features_path(folder, s.id).exists() for s in g)]
@@ -62,8 +71,11 @@ def keep_features(
     with_maps: bool | None = None
     done = len(images) - sum(map(len, todo))
     with evaluating(model), Bar("features", len(images), done) as bar:
+        precision = _precision(backbone, folder, wanted)
         for group, batch in ahead(lambda g: read_group(g, config.max_side), todo):
-            levels = [_features(backbone, batch, scale, config.flip) for scale in config.scales]
+            levels = [
+                _features(backbone, batch, scale, config.flip, precision) for scale in config.scales
+            ]
             if with_maps is None:  # the first group stands for all
                 size = sum(level.nbytes for level in levels) / len(group) / 2 * len(images) / 1e9
                 with_maps = size <= most
@@ -79,14 +91,20 @@ def keep_features(
 
 
 def frozen_levels(
-    backbone: Backbone, group: list[Sample], batch: Tensor, config: SeedsConfig, folder: Path
+    backbone: Backbone,
+    group: list[Sample],
+    batch: Tensor,
+    config: SeedsConfig,
+    folder: Path,
+    wanted: Precision = "32-true",
 ) -> Callable[[float], list[Tensor]]:
     """Gives the last level of a group's views at a scale: as kept, else computed in the same way."""
     kept = _kept(group, config, folder)
 
     def at(scale: float) -> list[Tensor]:
         if kept is None:
-            return [_features(backbone, batch, scale, config.flip)]
+            precision = _precision(backbone, folder, wanted)
+            return [_features(backbone, batch, scale, config.flip, precision)]
         views = np.stack([own[config.scales.index(scale)] for own in kept], 1)  # (V, B, C, h, w)
         return [torch.from_numpy(views.reshape(-1, *views.shape[2:])).to(batch.device).float()]
 
@@ -107,7 +125,15 @@ def _kept(group: list[Sample], config: SeedsConfig, folder: Path) -> list[list[n
     return kept
 
 
-def _features(backbone: Backbone, images: Tensor, scale: float, flip: bool) -> Tensor:
+def _precision(backbone: Backbone, folder: Path, wanted: Precision) -> Precision:
+    device = next(backbone.parameters()).device
+    images = torch.zeros(2, 3, _PROBE, _PROBE, device=device)
+    return chosen_precision(folder, wanted, device, lambda: backbone(images))
+
+
+def _features(
+    backbone: Backbone, images: Tensor, scale: float, flip: bool, precision: Precision
+) -> Tensor:
     """The last level (V B, C, h, w) of images (B, 3, H, W) uint8 at a scale, rounded to float16.
 
     The mirrored images come behind the images.
@@ -115,7 +141,8 @@ def _features(backbone: Backbone, images: Tensor, scale: float, flip: bool) -> T
     device = next(backbone.parameters()).device
     normalise = Normalise(tuple(backbone.mean), tuple(backbone.std))
     inputs = inputs_at(images.to(device), normalise, scale, flip)
-    return backbone(inputs)[-1].half().float()
+    with autocast(precision, device):
+        return backbone(inputs)[-1].half().float()
 
 
 def pooled_features(images: Collection, folder: Path, seed: int) -> TrainingFeatures:

@@ -31,6 +31,7 @@ from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
 from weakseg.stages.features import FEATURES, frozen_levels
 from weakseg.stages.train import trains_on_features
+from weakseg.training.config import Precision
 
 __all__ = [
     "check_settings",
@@ -87,7 +88,9 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
         kept = run.stage_folder("train") / FEATURES if trains_on_features(recipe) else None
-        make_seeds(model, images, recipe.seeds, stage.folder / "scores", kept)
+        make_seeds(
+            model, images, recipe.seeds, stage.folder / "scores", kept, recipe.train.precision
+        )
         stage.results |= {
             "images": len(images),
             "scales": list(recipe.seeds.scales),
@@ -104,10 +107,12 @@ def make_seeds(
     config: SeedsConfig,
     folder: Path,
     features: Path | None = None,
+    precision: Precision = "32-true",
 ) -> None:
     """Writes the score files that are not there yet, a group of one size at a time.
 
-    ``features`` is the folder of those of a frozen backbone, where its head was trained on them.
+    ``features`` is the folder of those of a frozen backbone, where its head was trained on them, and
+    ``precision`` the one that they were to be computed in.
     """
     predictor = predictor.fast()
     groups = groups_of_one_size(images, config)
@@ -132,7 +137,7 @@ def make_seeds(
                 place=config.place,
                 levels=None
                 if features is None
-                else frozen_levels(model.backbone, group, batch, config, features),
+                else frozen_levels(model.backbone, group, batch, config, features, precision),
             )
             written.append(writer.submit(_write_group, group, maps, tags, config, folder))
             while len(written) > 4:

@@ -217,7 +217,14 @@ def _fit(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
         kept = folder / FEATURES
         if _is_first():
             device = pick_device(recipe.runtime.accelerator)
-            keep_features(model.to(device), images, recipe.seeds, kept, config.features_gb)
+            keep_features(
+                model.to(device),
+                images,
+                recipe.seeds,
+                kept,
+                config.features_gb,
+                config.precision,
+            )
             model.cpu()
         return pooled_features(images, kept, seed)
 

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from weakseg.config import Frozen
 
-__all__ = ["PAPERS", "PRESETS", "TrainConfig", "without_preset"]
+__all__ = ["PAPERS", "PRESETS", "Precision", "TrainConfig", "without_preset"]
 
 _SGD: dict[str, Any] = {
     "optimiser": "sgd",
@@ -83,6 +83,10 @@ def without_preset(train: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if key not in _PRESET_KEYS}
 
 
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+"""Numbers that networks compute with; losses and operators stay in float32."""
+
+
 class TrainConfig(Frozen):
     """Crops, schedule and optimiser.
 
@@ -147,7 +151,9 @@ class TrainConfig(Frozen):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of averaged weights, used after training"
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = Field(
+        "32-true", description="auto = the faster one of float32 and bfloat16, measured once"
+    )
     features_gb: float = Field(
         20.0,
         ge=0,

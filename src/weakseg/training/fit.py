@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import logging
 import os
@@ -31,8 +32,9 @@ from weakseg.errors import UserError
 from weakseg.files import atomic_path
 from weakseg.memory import keep_freed_memory
 from weakseg.methods.base import Trainable
-from weakseg.training.config import TrainConfig
-from weakseg.training.module import TrainingModule
+from weakseg.training.config import Precision, TrainConfig
+from weakseg.training.module import TrainingModule, only
+from weakseg.training.precision import chosen_precision
 
 __all__ = ["Placement", "TrainingResult", "fit", "read_losses"]
 
@@ -112,6 +114,9 @@ def fit(
             where=f"{section}.batch",
             mend=f"make it a multiple of {world * config.accumulate}",
         )
+    config = config.model_copy(
+        update={"precision": _precision(folder, model, data, config, placement)}
+    )
     steps = config.total_steps(len(data))
     module = TrainingModule(model, config, steps, seed, section)
     checkpoint = folder / _CHECKPOINT
@@ -132,6 +137,37 @@ def fit(
     return TrainingResult(trained, steps, dict(module.active_steps))
 
 
+def _precision(
+    folder: Path,
+    model: Trainable,
+    data: TrainingImages | TrainingFeatures,
+    config: TrainConfig,
+    placement: Placement,
+) -> Precision:
+    """The precision of the training; what ``auto`` means is measured on two of its images."""
+    if isinstance(data, TrainingFeatures):
+        return "32-true"  # a linear layer on averages: nothing to gain
+    if config.precision != "auto":
+        return config.precision
+    gpu = placement.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    (batch,) = training_loader(data, [[(0, 0), (1 % len(data), 0)]], 0)
+    if isinstance(batch, UserError):
+        raise batch
+    with torch.random.fork_rng(devices=[]):
+        probe = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+        batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+
+        def work() -> None:
+            for phase in probe.phases().values():
+                with only(probe, phase):
+                    terms = phase.losses(batch, 0.0)
+                    if terms:
+                        torch.stack([t.float() for t in terms.values()]).sum().backward()
+
+        return chosen_precision(folder, "auto", device, work)
+
+
 def _train(
     folder: Path,
     module: TrainingModule,
@@ -148,7 +184,7 @@ def _train(
         devices=placement.devices,
         num_nodes=placement.nodes,
         strategy="ddp" if world > 1 else "auto",
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]  # auto was decided before
         logger=CSVLogger(
             folder, name="logs", version=f"from-{start:07d}", flush_logs_every_n_steps=10
         ),
