@@ -2,6 +2,7 @@
 
     uv run python benchmarks/quality.py --method cam --seeds 0 1 2 --out runs/quality
     uv run python benchmarks/quality.py --refine pamr scg scg,pamr affinity affinity,crf
+    uv run python benchmarks/quality.py --recipe default/cpu --seeds 0
 
 The ``cpu`` budget is that of docs/architecture.md: resnet18, crop 192, batch 16; a CAM warm-up of
 10,000 image steps, made once per seed and shared by all methods, then 6,000 image steps of the
@@ -30,6 +31,8 @@ from weakseg.runfolder import STAGES, RunFolder
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "quality.csv"
 COLUMNS = [
+    "budget",
+    "supervision",
     "data",
     "list",
     "method",
@@ -98,6 +101,15 @@ def main() -> None:
     """Runs the budget for each seed."""
     args = _arguments()
     for seed in args.seeds:
+        if args.recipe:
+            recipe = _shipped(args, seed)
+            folder = (
+                args.out
+                / f"{args.recipe.replace('/', '-')}{args.variant and '-' + args.variant}-{seed}"
+            )
+            run_recipe(recipe, folder)
+            _append(_rows(args, recipe, RunFolder(folder), seed))
+            continue
         folder = (
             args.out / f"{args.budget}-{args.method}{args.variant and '-' + args.variant}-{seed}"
         )
@@ -139,6 +151,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--refine", nargs="+", default=[], help="chains such as scg,pamr; none = the seeds"
     )
+    parser.add_argument("--recipe", help="a shipped recipe as it is, such as default/cpu")
     parser.add_argument("--lists", nargs="+", default=None, help="default: those of the budget")
     parser.add_argument("--budget", choices=BUDGETS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -182,14 +195,32 @@ def _recipe(
     return load_recipe(values, sets=args.sets if warm is not None else ())
 
 
+def _shipped(args: argparse.Namespace, seed: int) -> Recipe:
+    """A shipped recipe on the VOC subset, with the lists of the photo budget."""
+    voc = args.voc.resolve()
+    lists = voc / "ImageSets" / "Segmentation"
+    over = {
+        "seed": seed,
+        "data": {
+            "root": str(voc / "JPEGImages"),
+            "labels": str(voc / "labels.csv"),
+            "masks": str(voc / "SegmentationClass"),
+        },
+        "evaluate": {"lists": {name: str(lists / f"{name}.txt") for name in _lists(args)}},
+    }
+    return load_recipe(args.recipe, overrides=over, sets=args.sets)
+
+
 def _rows(
     args: argparse.Namespace, recipe: Recipe, run: RunFolder, seed: int
 ) -> list[dict[str, Any]]:
     found = json.loads((run.stage_folder("evaluate") / "results.json").read_text())["rows"]
     trained = run.record("train")
     common = {
+        "budget": args.recipe or args.budget,
+        "supervision": "tags",
         "data": "VOC subset",
-        "method": args.method,
+        "method": recipe.method["name"],
         "variant": args.variant or "+".join(recipe.steps),
         "backbone": recipe.backbone.name,
         "crop": recipe.train.crop,
@@ -205,7 +236,11 @@ def _rows(
     for row in found:
         if row["split"] not in _lists(args):
             continue
-        if recipe.steps and row["stage"] not in ("mask", "refined: " + " + ".join(recipe.steps)):
+        if (
+            not args.recipe
+            and recipe.steps
+            and row["stage"] not in ("mask", "refined: " + " + ".join(recipe.steps))
+        ):
             continue  # the scores before have rows of their own chain
         training = recipe.segmenter.train if row["stage"] == "segmenter" else recipe.train
         scales = " ".join(f"{s:g}" for s in row["scales"]) + (" flip" if row["flip"] else "")
@@ -221,7 +256,7 @@ def _rows(
             }
             | {
                 "list": row["split"],
-                "steps": training.steps,
+                "steps": training.steps or trained.results["steps"],
                 "scales": scales,
                 "seconds": round(seconds),
             }
@@ -230,7 +265,8 @@ def _rows(
 
 
 def _lists(args: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(args.lists or BUDGETS[args.budget]["lists"])
+    shipped = ("report_320", "tune_320", "val_160")
+    return tuple(args.lists or (shipped if args.recipe else BUDGETS[args.budget]["lists"]))
 
 
 def _until(stage: str) -> tuple[str, ...]:
@@ -238,9 +274,12 @@ def _until(stage: str) -> tuple[str, ...]:
 
 
 def _portable(args: argparse.Namespace) -> str:
-    parts = [
-        f"--method {args.method} --budget {args.budget} --seeds {' '.join(map(str, args.seeds))}"
-    ]
+    what = (
+        f"--recipe {args.recipe}"
+        if args.recipe
+        else f"--method {args.method} --budget {args.budget}"
+    )
+    parts = [f"{what} --seeds {' '.join(map(str, args.seeds))}"]
     parts += [f"--refine {' '.join(args.refine)}"] if args.refine else []
     parts += [f"--lists {' '.join(args.lists)}"] if args.lists else []
     parts += [f"--variant {args.variant}"] if args.variant else []

@@ -362,7 +362,7 @@ def _mask_quality() -> list[str]:
 def _refinement() -> list[str]:
     """Score maps and masks of the VOC subset after each chain: one line for each chain."""
     found: dict[str, dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
-    for row in _read("quality.csv"):
+    for row in _read("quality.csv", budget="cpu"):
         other = row["method"] != "cam" or row["variant"] == SHORTER
         if other or row["list"] != "report_320":
             continue
@@ -521,7 +521,7 @@ def _on_voc(keep: Callable[[str], bool], cams: Sequence[str] = ("",)) -> list[st
         cams: Variants of CAM that are shown; others are its refinements.
     """
     found: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in _read("quality.csv"):
+    for row in _read("quality.csv", budget="cpu"):
         cam = row["method"] == "cam"
         plain = row["variant"] in cams if cam else keep(row["method"])
         what = {"mask": "masks", "segmenter": "predictions"}.get(row["stage"])
@@ -550,7 +550,7 @@ def _voc_overview() -> list[str]:
     """Every method as it is on ``report_320``: its scores at the best threshold, and its masks."""
     found: dict[tuple[str, str, str], dict[str, dict[str, dict[str, str]]]]
     found = defaultdict(lambda: {"oracle": {}, "mask": {}})
-    for row in _read("quality.csv"):
+    for row in _read("quality.csv", budget="cpu"):
         if row["list"] != "report_320" or row["variant"] not in PLAIN:
             continue
         kind = "oracle" if row["stage"] == "seed" and row["rule"] == "oracle" else row["stage"]
@@ -649,7 +649,7 @@ def _published() -> list[str]:
 def _quality() -> list[str]:
     # The latest row of each seed: a command that was run again counts once.
     groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in _read("quality.csv"):
+    for row in _read("quality.csv", budget="cpu"):
         key = (
             "data",
             "method",
@@ -718,12 +718,14 @@ def _speed() -> list[str]:
     return lines
 
 
-def _read(name: str) -> list[dict[str, str]]:
+def _read(name: str, **where: str) -> list[dict[str, str]]:
+    """Rows of a table of results, those alone whose columns have the values asked for."""
     path = HERE / "results" / name
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
 
 
 def _spread(values: list[str]) -> str:
