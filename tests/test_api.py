@@ -81,8 +81,16 @@ def test_a_classifier_that_is_given_needs_no_methods_recipe(machine):
 
 def test_the_default_method_takes_settings_without_its_name(machine):
     machine("cpu")
-    recipe = api.starting_recipe({}, ["method.channels=8"])
-    assert (recipe.method["name"], recipe.method["channels"]) == ("recurseed", 8)
+    recipe = api.starting_recipe({}, ["method.hidden=8"])
+    assert (recipe.method["name"], recipe.method["hidden"]) == ("cam", 8)
+
+
+def test_a_method_that_trains_the_backbone_gets_one_that_learns(machine):
+    machine("cpu")
+    assert api.starting_recipe({}, []).backbone.is_frozen
+    for sets in (["method.name=seam"], ["method.name=recurseed"], ["method.hidden=8"]):
+        recipe = api.starting_recipe({}, sets)
+        assert recipe.backbone.train == "all" and recipe.backbone.output_stride == 16
 
 
 def test_any_method_can_be_named_over_the_defaults(machine):

@@ -62,7 +62,7 @@ def test_a_part_of_the_recipes_method_keeps_its_settings():
 def test_the_default_recipes_compare_recurseed_from_its_early_start(name):
     """Alone it must learn the classes first; behind the shared CAM it need not."""
     recipe = load_recipe(name)
-    assert recipe.method["start"] > 0.2
+    assert recipe.method["name"] == "cam" or recipe.method["start"] > 0.2
     for label in ("recurseed", "recurseed+edgepredictmix"):
         assert only(recipe, label).recipe.method["start"] == 0.1
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from weakseg.console import console
 from weakseg.errors import UserError
+from weakseg.methods import resolve
 from weakseg.pipeline import Run, run_recipe
 from weakseg.recipe import Recipe, data_values, load_recipe
 from weakseg.runfolder import RunFolder
@@ -17,7 +18,7 @@ from weakseg.stages.batches import pick_device
 __all__ = ["default_recipe", "run", "starting_recipe"]
 
 
-_DEFAULTS = ("default/cpu", "default/gpu")
+_DEFAULTS = ("default/cpu", "default/gpu", "default/trained")
 
 
 def default_recipe(accelerator: str = "auto") -> str:
@@ -26,6 +27,12 @@ def default_recipe(accelerator: str = "auto") -> str:
     docs/choosing.md says how the two were chosen.
     """
     return "default/gpu" if pick_device(accelerator).type == "cuda" else "default/cpu"
+
+
+def _fits(recipe: Recipe) -> bool:
+    """Whether a frozen backbone does for the recipe's method."""
+    method, config = resolve(recipe.method)
+    return not recipe.backbone.is_frozen or method.pools(config)
 
 
 def starting_recipe(
@@ -50,6 +57,8 @@ def starting_recipe(
     if defaults["default/cpu"].method.get("from_classifier") is not None:
         return start(None)
     name = default_recipe(defaults["default/cpu"].runtime.accelerator)
+    if not _fits(defaults[name]):
+        name = "default/trained"
     chosen = defaults[name]
     before = None if kept is None else _kept(kept)
     if before is None:

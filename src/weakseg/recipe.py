@@ -317,14 +317,14 @@ class Recipe(Frozen):
 
     @property
     def segmenter_backbone(self) -> BackboneSpec:
-        """The segmenter's backbone: its own, or the method's.
+        """The segmenter's backbone: its own, or the method's, all of which learns.
 
-        That of a given classifier keeps a stride of 32, which is too coarse for the decoder.
+        A stride of 32, which a classifier's maps may have, is too coarse for the decoder.
         """
-        given = self.method.get("from_classifier") is not None
-        if given and self.segmenter.backbone is None and self.backbone.output_stride == 32:
-            return self.backbone.model_copy(update={"output_stride": 16})
-        return self.segmenter.backbone or self.backbone
+        if self.segmenter.backbone is not None:
+            return self.segmenter.backbone
+        stride = 16 if self.backbone.output_stride == 32 else self.backbone.output_stride
+        return self.backbone.model_copy(update={"output_stride": stride, "train": "all"})
 
     @property
     def idle_settings(self) -> tuple[str, ...]:
