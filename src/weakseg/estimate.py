@@ -128,7 +128,8 @@ def _segmenter(recipe: Recipe, classes: int) -> Segmenter:
     config = recipe.segmenter
     backbone = make_backbone(_empty(recipe.segmenter_backbone))
     network = DeepLabV3Plus(backbone, classes + 1, config.channels, config.dilations)
-    return Segmenter(network, None if config.mix is None else build_mix(config.mix, classes))
+    mix = None if config.mix is None else build_mix(config.mix, classes)
+    return Segmenter(network, mix, classify=config.classify)
 
 
 def _training(

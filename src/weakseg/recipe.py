@@ -181,6 +181,12 @@ class SegmenterConfig(Frozen):
     dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         (6, 12, 18), description="of the ASPP"
     )
+    classify: float = Field(
+        0.0,
+        ge=0,
+        description="weight of an image-level classification loss, whose classes limit the masks of "
+        "images without tags; 0 = none",
+    )
     mix: dict[str, Any] | None = Field(
         None, description="train on mixed images too: cutmix, or {name: cutmix, beta: 1}"
     )

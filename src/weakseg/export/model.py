@@ -73,6 +73,7 @@ class _Inference(_Part):
 class _Decoder(_Part):
     channels: PositiveInt
     dilations: tuple[PositiveInt, PositiveInt, PositiveInt]
+    classifies: StrictBool = False
 
 
 class _Config(_Part):
@@ -265,7 +266,8 @@ def _load(folder: Path) -> Model:
                 len(classes) + 1,
                 decoder["channels"],
                 decoder["dilations"],
-            )
+            ),
+            classify=float(decoder.get("classifies", False)),
         )
     try:
         model.load_state_dict(read_weights(folder))

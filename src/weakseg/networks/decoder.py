@@ -98,8 +98,13 @@ class DeepLabV3Plus(DeepLabDecoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_outputs, H, W) of normalised images (B, 3, H, W) of any size."""
+        return self.with_levels(images)[0]
+
+    def with_levels(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits as of ``forward``, and the backbone's levels that they are made of."""
         padded = self.padded(images)
-        return upsampled(self.decode(padded, self.backbone(padded)), padded, images)
+        levels = self.backbone(padded)
+        return upsampled(self.decode(padded, levels), padded, images), levels
 
 
 def upsampled(coarse: Tensor, padded: Tensor, images: Tensor) -> Tensor:

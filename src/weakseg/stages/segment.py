@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from weakseg.data.loading import TrainingImages, derive_seed
-from weakseg.data.samples import Collection
+from weakseg.data.samples import Collection, lot
 from weakseg.errors import UserError
+from weakseg.inference import Normalise, evaluating, multi_scale
 from weakseg.methods import Trainable, needs_segmenter
 from weakseg.mixing import build_mix, settle_mix
 from weakseg.networks.backbone import make_backbone
@@ -14,6 +17,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.tokens import is_transformer
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.batches import groups_of_one_size, pick_device, read_group
 from weakseg.stages.masks import (
     corrected_ids,
     edited_in_place,
@@ -37,7 +41,10 @@ from weakseg.stages.train import (
 from weakseg.training.fit import fit
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["check_settings", "segment"]
+__all__ = ["best_presence", "check_settings", "segment"]
+
+_CALIBRATED_FROM = 200  # images
+_CALIBRATED_BY = 200
 
 
 def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -105,13 +112,18 @@ def check_settings(recipe: Recipe) -> None:
 
 def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     folder, config, spec = run.stage_folder("segment"), recipe.segmenter, recipe.segmenter_backbone
-    decoder = {"channels": config.channels, "dilations": list(config.dilations)}
+    decoder: dict[str, Any] = {"channels": config.channels, "dilations": list(config.dilations)}
+    given = images
+    if config.classify:
+        decoder["classifies"] = True
+        held_out = _held_out(given, corrected_ids(run, given))
+        images = given.only(s.id for s in given if s.id not in held_out)
 
     def make_model() -> Segmenter:
         classes = len(images.classes)
         network = DeepLabV3Plus(make_backbone(spec), classes + 1, config.channels, config.dilations)
         mix = None if config.mix is None else build_mix(config.mix, classes)
-        model = Segmenter(network, mix, config.mix_start)
+        model = Segmenter(network, mix, config.mix_start, config.classify)
         if recipe.segmenter_starts_from_classifier:
             start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
             if recipe.method.get("from_classifier"):  # weights that others have trained
@@ -134,6 +146,8 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         "segment",
         "segmenter.train",
     )
+    if config.classify:
+        _calibrate(result.model, given.only(held_out), recipe)
     network = {"task": "segmenter", "decoder": decoder, "backbone": saved_spec(spec, result.model)}
     corrected = len(corrected_ids(run, images))
     by_hand = corrected or ("some" if edited_in_place(run) else None)
@@ -145,6 +159,60 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         "steps": result.steps,
         "active_steps": result.active_steps,
     }
+
+
+def _held_out(images: Collection, corrected: list[str]) -> set[str]:
+    """Ids of images by whose tags the classes' threshold is chosen: a twentieth, 200 at most.
+
+    None of few images, and none that a person has corrected: these are worth more as masks.
+    """
+    if len(images) < _CALIBRATED_FROM:
+        return set()
+    free = sorted((s.id for s in images if s.id not in set(corrected)), key=lot)
+    return set(free[: min(len(images) // 20, _CALIBRATED_BY)])
+
+
+def _calibrate(model: Trainable, images: Collection, recipe: Recipe) -> None:
+    """Sets the probability above which a class may be predicted: the best F1 on held-out tags."""
+    if not len(images):
+        return
+    assert isinstance(model, Segmenter)
+    config, found, rows = recipe.predict, [], []
+    device = pick_device(recipe.runtime.accelerator)
+    backbone = model.backbone
+    normalise = Normalise(tuple(backbone.mean), tuple(backbone.std))
+    tags = dict(zip((s.id for s in images), images.tag_matrix(), strict=True))
+    with evaluating(model.to(device)):
+        for group in groups_of_one_size(images, config):
+            batch = read_group(group, config.max_side).to(device)
+            maps = multi_scale(
+                model, batch, normalise, scales=config.scales, flip=config.flip, size=(1, 1)
+            )
+            assert maps.logits is not None
+            found.append(maps.logits.sigmoid().cpu().numpy())
+            rows += [tags[s.id] for s in group]
+    threshold = best_presence(np.concatenate(found), np.stack(rows))
+    model.cpu()
+    model.presence.fill_(threshold)
+
+
+def best_presence(probabilities: np.ndarray, tags: np.ndarray) -> float:
+    """The threshold whose decisions agree best with the tags: the largest F1 over all of them.
+
+    Args:
+        probabilities: (N, K).
+        tags: (N, K), 1 where the class is present.
+
+    Returns:
+        One of .05, .1, ... .95; the middle one of those that are equally good.
+    """
+    thresholds = np.arange(1, 20) / 20
+    scores = []
+    for threshold in thresholds:
+        decided = probabilities > threshold
+        scores.append(2 * (decided & (tags > 0)).sum() / max(1, decided.sum() + tags.sum()))
+    best = np.flatnonzero(np.isclose(scores, max(scores)))
+    return float(thresholds[best[len(best) // 2]])
 
 
 def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
