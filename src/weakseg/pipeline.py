@@ -7,7 +7,6 @@ there are any, are opened by the check (do they fit?), the evaluation and the re
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,10 +124,19 @@ def _run_stages(run: RunFolder, recipe: Recipe, collection: Collection, until: s
             stage = work(run, recipe, collection)
             _say(name, stage)
     except UserError:
-        with contextlib.suppress(Exception):  # the first error is the one to show
-            write_report(run, collection, recipe)
+        _report_of_failure(run, collection, recipe)
         raise
     write_report(run, collection, recipe)
+
+
+def _report_of_failure(run: RunFolder, collection: Collection, recipe: Recipe) -> None:
+    """The report as far as the run came. Its own failure is one line: the first error counts."""
+    try:
+        write_report(run, collection, recipe)
+    except Exception as error:
+        said = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        line = f"  the report could not be written ({' '.join(said.split())})"
+        console.print(escape(line), soft_wrap=True)
 
 
 def stages_of(

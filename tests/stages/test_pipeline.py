@@ -261,6 +261,31 @@ def test_a_segmenter_that_diverges_names_its_own_settings(tiny, tmp_path):
     assert "lower segmenter.train.lr" in error.value.mend
 
 
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ZeroDivisionError("no\n  images [red]"), "ZeroDivisionError: no images \\[red]"),
+        (UserError("the disk is full", where="x", mend="free some space"), "the disk is full"),
+    ],
+)
+def test_a_report_that_fails_after_a_failure_says_so(tiny, tmp_path, monkeypatch, error, shown):
+    def fail(*_):
+        raise error
+
+    def stop(*_):
+        raise UserError("the data has errors", where="here")
+
+    said = []
+    monkeypatch.setattr(pipeline.console, "print", lambda text="", **_: said.append(str(text)))
+    monkeypatch.setattr(pipeline, "write_report", fail)
+    monkeypatch.setattr(pipeline.check, "check", stop)
+    with pytest.raises(UserError) as caught:
+        run_recipe(tiny, tmp_path / "run")
+    assert caught.value.where == "here"  # the first error is the one that is raised
+    lines = [line for line in said if shown in line]
+    assert len(lines) == 1 and "\n" not in lines[0]
+
+
 def test_ground_truth_changes_nothing_but_the_evaluation(tiny, tmp_path, monkeypatch):
     """The same run without ground truth gives the same model, seeds, masks and predictions."""
     run_recipe(tiny, tmp_path / "with")
