@@ -62,7 +62,7 @@ def main() -> None:
 def _append(
     images: Collection, name: str, folder: Path, args: argparse.Namespace, command: str
 ) -> None:
-    scored = score_masks([Masked(s.id, s.image, folder / f"{s.id}.png") for s in images])
+    scored = score_masks([Masked(s, folder / f"{s.id}.png") for s in images])
     samples = {s.id: s for s in images}
     true = np.array(
         [

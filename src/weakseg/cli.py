@@ -316,7 +316,7 @@ def predict(
         "crf": predictor.crf if crf is None else None if crf == "none" else crf,
     }
     config = validate(PredictConfig, settings, where="weakseg predict")
-    samples = images_in(images)
+    samples = images_in(images, predictor.reading)
     if any((out / f"{s.id}.png").resolve() == s.image.resolve() for s in samples):
         raise UserError(
             "masks would overwrite the images", where=out, mend="give another folder with --out"
@@ -479,7 +479,7 @@ def score(
     table = out or (run.path / "quality.csv" if images is None else Path("quality.csv"))
     write_quality(table, scored)
     page = table.with_suffix(".html")
-    rows = [(s.masked.id, s.masked.image, s.masked.mask, s.quality) for s in scored[:shown]]
+    rows = [(s.masked.sample, s.masked.mask, s.quality) for s in scored[:shown]]
     write_quality_page(page, rows, len(scored), names)
     for item in scored[:10]:
         console.print(f"{item.quality.score:.2f}  {escape(item.masked.id)}")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
+from weakseg.data.depth import Reading
 from weakseg.data.images import read_image, read_large_image
 from weakseg.errors import UserError
 from weakseg.memory import keep_freed_memory
@@ -198,6 +199,7 @@ class Predictor:
         crf: Preset of a dense CRF on the probabilities of ``predict``, at the reduced size.
         threshold: Background score; for models that give no background map.
         head: Head of the method.
+        reading: How pixels of image files become 8-bit RGB: as those that the model was trained on.
         details: Everything else that the model folder says.
     """
 
@@ -211,6 +213,7 @@ class Predictor:
     crf: Literal["soft", "label", "deeplab"] | None = None
     threshold: float | None = None
     head: str | None = None
+    reading: Reading = Reading()
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -285,7 +288,8 @@ class Predictor:
         """The mask of one image.
 
         Args:
-            image: File, or (H, W, 3) uint8 RGB.
+            image: File, or (H, W, 3) uint8 RGB. Values of more than 8 bits have the range of the
+                images that the model was trained on, or else, where these had 8 bits, their own.
             tags: Names of the classes present, where known: no other class is predicted.
 
         Returns:
@@ -296,7 +300,9 @@ class Predictor:
                 be predicted in tiles, and the network gives no probabilities.
         """
         if isinstance(image, (str, Path)):
-            full = (read_image if self.tile is None else read_large_image)(Path(image))
+            full = (read_image if self.tile is None else read_large_image)(
+                Path(image), reading=self.reading
+            )
         else:
             full = np.asarray(image)
         if full.ndim != 3 or full.shape[2] != 3 or full.dtype != np.uint8:

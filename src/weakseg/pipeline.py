@@ -18,7 +18,7 @@ from rich.markup import escape
 from weakseg.console import console
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import load
+from weakseg.export.model import load, update_models
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
 from weakseg.methods import needs_segmenter, resolve
@@ -28,7 +28,7 @@ from weakseg.report import write_report
 from weakseg.runfolder import RunFolder, Stage, mendable
 from weakseg.stages import check, evaluate, masks, predict, project, refine, seeds, segment, train
 from weakseg.stages.batches import pick_device
-from weakseg.stages.check import collect
+from weakseg.stages.check import collect, with_reading
 from weakseg.stages.localise import box_source, has_boxes
 
 __all__ = ["Run", "checked", "run_recipe", "stages_of", "write_recipe"]
@@ -90,6 +90,7 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     recipe = checked(recipe)  # what would fail after hours fails now, before any data is touched
     run = RunFolder(folder)
     collection = collect(recipe.data)
+    recipe = with_reading(recipe, collection.reading)
     box_source(recipe, collection)  # refuses boxes that the data do not have
     _say_changes(run, recipe)
     if recipe.idle_settings:
@@ -122,6 +123,8 @@ def _run_stages(run: RunFolder, recipe: Recipe, collection: Collection, until: s
     try:
         for name, work in stages_of(recipe, collection, until):
             stage = work(run, recipe, collection)
+            if name in ("train", "masks", "segment"):
+                update_models(run, recipe)
             _say(name, stage)
     except UserError:
         _report_of_failure(run, collection, recipe)

@@ -9,10 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from weakseg.config import Frozen, validate
 from weakseg.errors import UserError
@@ -27,6 +34,8 @@ __all__ = [
     "InferenceConfig",
     "MasksConfig",
     "PredictConfig",
+    "ReadBands",
+    "ReadDepth",
     "Recipe",
     "RuntimeConfig",
     "SeedsConfig",
@@ -37,6 +46,29 @@ __all__ = [
     "load_recipe",
     "shipped_recipes",
 ]
+
+
+def _rising(depth: Any) -> Any:
+    if isinstance(depth, tuple) and not depth[0] < depth[1]:
+        raise ValueError("give bits, or [low, high] with low below high")
+    return depth
+
+
+def _three_or_one(bands: Any) -> Any:
+    if isinstance(bands, tuple) and len(bands) not in (1, 3):
+        raise ValueError("give three bands for red, green and blue, one for gray, or alpha")
+    return bands
+
+
+ReadDepth = Annotated[
+    Annotated[int, Field(ge=8, le=32)] | tuple[float, float] | None, AfterValidator(_rising)
+]
+"""As ``depth`` of :class:`weakseg.data.depth.Reading`."""
+
+ReadBands = Annotated[
+    tuple[PositiveInt, ...] | Literal["alpha"] | None, AfterValidator(_three_or_one)
+]
+"""As ``bands`` of :class:`weakseg.data.depth.Reading`."""
 
 
 class DataConfig(Frozen):
@@ -50,6 +82,11 @@ class DataConfig(Frozen):
     masks: Path | None = Field(
         None, description="ground-truth masks, for evaluation only; coco: the word coco draws them"
     )
+    masks_are: Literal["ids", "binary"] = Field(
+        "ids",
+        description="what pixels of these masks hold; binary = one object in white on black: the "
+        "image's class",
+    )
     classes: tuple[str, ...] | Path | None = Field(
         None, description="class names in mask order, or a file with one per line"
     )
@@ -61,6 +98,16 @@ class DataConfig(Frozen):
     )
     val: tuple[str, ...] = Field(
         ("val",), description="splits that are predicted and evaluated, never trained on"
+    )
+    depth: ReadDepth = Field(
+        None,
+        description="range of images of more than 8 bits: bits (12 = 0 to 4095) or [low, high]; "
+        "null = found in the images",
+    )
+    bands: ReadBands = Field(
+        None,
+        description="bands to read as RGB, or one as gray, counted from 1; alpha = the last one of "
+        "2 or 4 is transparency; null = decided by the images",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of the source itself"

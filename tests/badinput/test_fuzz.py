@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.badinput.corpus import pixels
 from tests.badinput.test_models import npz
+from tests.rasters import write_png, write_tiff
 from weakseg.data.check import check
 from weakseg.data.images import image_size, read_image, read_mask
 from weakseg.data.samples import Collection, Sample
@@ -169,6 +171,10 @@ def test_scores(tmp_path: Path, content) -> None:
 
 
 def _picture(kind: str) -> bytes:
+    if kind.startswith("deep"):
+        write = {"deep-png": write_png, "deep-tiff": write_tiff}[kind]
+        with tempfile.TemporaryDirectory() as folder:
+            return write(Path(folder) / "x", pixels(3).astype(np.uint16) * 16).read_bytes()
     file = io.BytesIO()
     image = Image.fromarray(pixels(3))
     if kind == "mask":
@@ -178,7 +184,9 @@ def _picture(kind: str) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp", "bmp", "mask"])
+@pytest.mark.parametrize(
+    "kind", ["jpg", "png", "tiff", "webp", "bmp", "mask", "deep-png", "deep-tiff"]
+)
 @fuzzed
 @given(data=st.data())
 def test_images(tmp_path: Path, kind, data) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from weakseg import cli
 from weakseg.cli import app
 from weakseg.comparison import METHODS
+from weakseg.data.depth import Reading
 from weakseg.data.images import read_mask, write_mask
 from weakseg.errors import UserError
 from weakseg.methods import needs_segmenter
@@ -285,6 +286,7 @@ def test_predict_refuses_what_would_lose_images(tmp_path, monkeypatch):
 
 class _Model:
     scales, flip, max_side, tile, crf = (1.0,), False, None, None, None
+    reading = Reading()
 
     def to(self, _):
         return self

@@ -15,6 +15,7 @@ from weakseg.data.samples import Collection
 from weakseg.data.sources import NameIndex, natural_key, scan
 from weakseg.data.voc import VOC_CLASSES
 from weakseg.errors import UserError
+from weakseg.stages.predict import images_in
 
 
 def put(path: Path, value: int = 0) -> Path:
@@ -408,3 +409,40 @@ def test_content_and_not_time_makes_other_images(tmp_path: Path) -> None:
     put(tmp_path / "b/cat/1.png", 2)
     os.utime(tmp_path / "b/cat/1.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert load(tmp_path / "b").fingerprint() != first
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".heic", ".npy", ".gif", ".xyz", ""])
+def test_files_of_unknown_suffixes_are_named(tmp_path: Path, suffix: str) -> None:
+    for i in range(3):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / f"{i}{suffix}").write_bytes(b"x")
+    (tmp_path / "readme.txt").write_text("hello")
+    (tmp_path / ".hidden.raw").write_text("x")
+    for look in (lambda: folder(root=tmp_path), lambda: images_in(tmp_path)):
+        with pytest.raises(UserError) as caught:
+            look()
+        assert caught.value.where == str(tmp_path)
+        assert f"3 x {suffix or 'no suffix'}" in caught.value.what
+        assert "1 x .txt" in caught.value.what and "hidden" not in caught.value.what
+        assert all(known in caught.value.mend for known in (".jpg", ".png", ".tif"))
+
+
+def test_an_empty_folder_has_no_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        folder(root=tmp_path)
+    assert " x " not in caught.value.what
+
+
+def test_pictures_that_are_not_read_are_said(tmp_path: Path) -> None:
+    for name in (
+        "cat/1.png",
+        "cat/2.HEIC",
+        "dog/3.heic",
+        "dog/4.png",
+        "dog/5.dcm",
+        "dog/notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    said = " ".join(folder(root=tmp_path).notes)
+    assert "2 x .heic" in said and "1 x .dcm" in said and ".txt" not in said

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
 import weakseg
+from weakseg.data.depth import Reading
 from weakseg.errors import UserError
 from weakseg.export.model import find_model, initialise, load, save
 from weakseg.inference import Normalise, Predictor
@@ -88,11 +89,27 @@ def test_loaded_models_answer_bit_for_bit_alike(folders, task: str):
 
 def test_every_setting_of_inference_is_kept(folders, tmp_path: Path):
     given = replace(load(folders["segmenter"][0]), tile=512, crf="label", max_side=None, flip=False)
-    given.save_pretrained(tmp_path / "again")
-    found = load(tmp_path / "again")
-    for field in fields(Predictor):
-        if field.name != "model":
-            assert getattr(found, field.name) == getattr(given, field.name), field.name
+    for reading in (Reading(12, (3, 2, 1)), Reading((-1.5, 99.0), "alpha"), Reading()):
+        given.reading = reading
+        given.save_pretrained(tmp_path / "again")
+        found = load(tmp_path / "again")
+        for field in fields(Predictor):
+            if field.name != "model":
+                assert getattr(found, field.name) == getattr(given, field.name), field.name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("depth", 0), ("depth", [5, 5]), ("depth", [1, "x"]), ("bands", [1, 2]), ("bands", "beta")],
+)
+def test_a_range_that_cannot_be_is_named(copied: Path, key: str, value: Any):
+    file = copied / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["preprocessing"][key] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        load(copied)
+    assert caught.value.where == str(file) and f"preprocessing.{key}" in caught.value.what
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -103,7 +120,8 @@ def test_the_folder_describes_itself(folders, task: str):
     assert config["classes"] == list(CLASSES)
     assert config["palette"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     assert config["inference"]["threshold"] == 0.27
-    assert config["preprocessing"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    assert config["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert config["preprocessing"]["std"] == [0.4, 0.5, 0.6]
     assert config["task"] == task
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "3 classes: cat, big dog, ä" in card

@@ -39,7 +39,7 @@ def samples(*tags: tuple[str, ...]) -> list[Sample]:
 def test_pictures_are_small_even_of_pure_noise(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    rgb = thumbnail(tmp_path / "a.png")
+    rgb = thumbnail(Sample("a", tmp_path / "a.png", None))
     assert rgb is not None
     assert max(rgb.shape) == SIDE
     pixels(photo(rgb))
@@ -78,7 +78,7 @@ def test_a_heat_map_is_bright_where_the_best_score_is(tmp_path: Path, ids: list[
 
 def test_missing_files_make_no_picture(tmp_path: Path) -> None:
     rgb = np.zeros((8, 8, 3), np.uint8)
-    assert thumbnail(tmp_path / "no.png") is None
+    assert thumbnail(Sample("no", tmp_path / "no.png", None)) is None
     assert heat_map(rgb, tmp_path / "no.npz") is None
     assert mask_picture(None, (8, 8)) is None
     assert overlay(rgb, tmp_path / "no.png") is None

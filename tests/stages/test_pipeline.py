@@ -187,16 +187,21 @@ def test_a_second_run_skips_everything(finished, monkeypatch):
 
 def test_only_what_a_change_concerns_runs_again(tiny, tmp_path):
     run_recipe(tiny, tmp_path / "run", until="masks")
-    kept = contents(tmp_path / "run", "[23]*/**/*")
+    made = ("2-train/*.ckpt", "2-train/stage.json", "2-train/**/*.safetensors", "3-seeds/**/*")
+    kept = contents(tmp_path / "run", *made)
+    assert len(kept) > 24
     masks = contents(tmp_path / "run", "5-masks/masks/**/*")
     run = RunFolder(tmp_path / "run")
     other = tiny.model_copy(
         update={"masks": tiny.masks.model_copy(update={"rule": "constant", "threshold": 0.95})}
     )
     run_recipe(other, run.path, until="masks")
-    assert contents(run.path, "[23]*/**/*") == kept
+    assert contents(run.path, *made) == kept
     assert contents(run.path, "5-masks/masks/**/*") != masks
     assert run.record("masks").results["threshold"] == 0.95
+    # The model folder answers by the masks' threshold wherever it is copied.
+    config = json.loads((run.stage_folder("train") / "model/config.json").read_text())
+    assert config["inference"]["threshold"] == 0.95
 
 
 def test_masks_corrected_by_hand_are_trained_on(tiny, tmp_path):

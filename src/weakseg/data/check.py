@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from weakseg.data.check_files import ASPECT, TINY, Look, look_at
+from weakseg.data.check_masks import check_masks
 from weakseg.data.check_tags import FEW, MOST_CLASSES, check_tags, known_tags
 from weakseg.data.duplicates import near_copies
 from weakseg.data.images import LARGE, PIXELS_PER_BYTE
@@ -40,6 +41,11 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "truncated-file": ("error", "image files end too early", _AGAIN),
     "not-an-image": ("error", "files that are no images", "replace them or leave them out"),
     "unreadable-file": ("error", "image files that cannot be decoded", _AGAIN),
+    "missing-band": (
+        "error",
+        "images that lack a band that is to be read (data.bands)",
+        "name bands that all images have, or leave these images out",
+    ),
     "decompression-bomb": (
         "error",
         f"image files that declare more than {LARGE:,} pixels, and more than {PIXELS_PER_BYTE} for "
@@ -66,12 +72,45 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     ),
     "mask-missing-file": ("error", "mask files do not exist", "restore them"),
     "mask-unreadable": ("error", "masks that cannot be read", _MASKS),
-    "mask-colours": ("error", "masks that hold colours instead of class ids", _MASKS),
+    "mask-colours": (
+        "error",
+        "masks that hold colours instead of class ids",
+        f"{_MASKS}; where white is one object and black is not, say so (data.masks_are: binary)",
+    ),
     "mask-size": ("error", "masks whose size differs from their image's", _MASKS),
     "mask-ids": (
         "error",
         "masks with ids above the number of classes (255 = unsure is fine)",
         "list all classes in the order of mask ids (classes:)",
+    ),
+    "mask-binary": (
+        "error",
+        "masks show no class, but one value beside 0, which is no class's id (255 = unsure)",
+        "if that value is the object, say so (data.masks_are: binary, --set data.masks_are=binary); "
+        "else write the ids of classes, in the order of the class list",
+    ),
+    "masks-without-classes": (
+        "error",
+        "classes that images are tagged with, none of which has a pixel in any mask",
+        "write the ids of classes, in the order of the class list (classes:), or leave masks out",
+    ),
+    "masks-of-other-classes": (
+        "error",
+        "images whose mask shows none of the classes that they are tagged with; these are most of "
+        "those with both",
+        "list the classes in the order of mask ids (classes:); check that masks belong to these "
+        "images",
+    ),
+    "mask-of-other-classes": (
+        "warning",
+        "images whose mask shows none of the classes that they are tagged with",
+        "draw them, or correct the tags; where white is the object, make all masks of one kind",
+    ),
+    "class-without-pixels": (
+        "warning",
+        "classes that images are tagged with, and that have no pixel in any mask",
+        "list the classes in the order of mask ids (classes:), or draw them; else their evaluation "
+        "says nothing",
     ),
     "masks-incomplete": (
         "warning",
@@ -80,9 +119,21 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     ),
     "converted": (
         "warning",
-        "images that are not 8-bit RGB (gray, palette, CMYK, 16-bit, transparent); they will be "
-        "converted",
+        "images that are not 8-bit RGB (gray, palette, CMYK, more bits or bands, transparent); they "
+        "will be converted",
         "nothing, if they look right",
+    ),
+    "faint-image": (
+        "warning",
+        "images of more than 8 bits that become nearly one colour, as their values take up little "
+        "of the collection's range",
+        "set the range (data.depth), or keep images of other ranges apart",
+    ),
+    "beyond-depth": (
+        "warning",
+        "images of more than 8 bits with many values beyond the collection's range, which become "
+        "black or white",
+        "set the range (data.depth: bits, or [low, high])",
     ),
     "rotated": (
         "warning",
@@ -291,8 +342,7 @@ def check(
     ledger = _Ledger()
     looks: list[Look] = []
     with ThreadPoolExecutor() as pool:
-        number = len(collection.classes)
-        for look in pool.map(lambda s: look_at(s, number), samples):
+        for look in pool.map(look_at, samples):
             looks.append(look)
             if progress is not None:
                 progress(len(looks), len(samples))
@@ -304,6 +354,8 @@ def check(
     for code, item in check_tags(collection, train):
         ledger.add(code, *([] if item is None else [item]))
     _check_mask_cover(samples, ledger)
+    for code, item in check_masks(collection, [look.mask_ids for look in looks]):
+        ledger.add(code, item)
     for name in collection.classes[MOST_CLASSES:]:
         ledger.add("too-many-classes", name)
     matrix = known_tags(collection)

@@ -14,18 +14,23 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from weakseg.data.depth import Reading
 from weakseg.data.duplicates import thumbnail
 from weakseg.data.images import (
     DECODE_ERRORS,
     LARGE,
+    MissingBandError,
+    band_values,
+    colour_bands,
     decode,
+    is_deep,
     open_image,
     orientation,
     oriented_size,
-    read_mask,
     turned,
 )
 from weakseg.data.samples import Sample
+from weakseg.data.tiff import RawTiff
 from weakseg.errors import UserError
 
 __all__ = ["ASPECT", "TINY", "Look", "look_at"]
@@ -36,6 +41,8 @@ TINY = 32
 ASPECT = 8
 """Longer side over shorter side; the most elongated photograph of PASCAL VOC 2012 has 7.0."""
 
+_FAINT = 16  # of 256 levels that 99 % of the pixels of an image of more than 8 bits span, at least
+_BEYOND = 0.05  # share of its values that may lie beyond the range that becomes 0 to 255
 _REDUCED = 64  # pixels of the shorter side that a JPEG file is decoded to at least
 _ONE_LARGE = threading.Lock()  # two images of gigapixels at once may not fit into memory
 
@@ -49,25 +56,27 @@ class Look:
         size: (H, W) after EXIF, of an image that could be read.
         digest: Of the file.
         thumbnail: See :mod:`weakseg.data.duplicates`.
+        mask_ids: (256,) bool, the ids in a mask that could be read.
     """
 
     codes: list[str] = field(default_factory=list)
     size: tuple[int, int] | None = None
     digest: bytes | None = None
     thumbnail: np.ndarray | None = None
+    mask_ids: np.ndarray | None = None
 
 
-def look_at(sample: Sample, classes: int) -> Look:
+def look_at(sample: Sample) -> Look:
     """Opens image and mask of a sample; may run in many threads at once."""
     look = Look()
     content = _content(sample.image, look, "missing-file", "unreadable-file")
     if content:
         look.digest = hashlib.blake2b(content, digest_size=16).digest()
-        _look_at_image(content, look)
+        _look_at_image(content, look, sample.reading)
     elif content is not None:
         look.codes.append("empty-file")
     if sample.mask is not None:
-        _look_at_mask(sample.mask, look, classes)
+        _look_at_mask(sample, look)
     return look
 
 
@@ -85,29 +94,33 @@ def _content(path: Path, look: Look, missing: str, unreadable: str) -> bytes | N
     return None
 
 
-def _look_at_image(content: bytes, look: Look) -> None:
+def _look_at_image(content: bytes, look: Look, reading: Reading) -> None:
     try:
         with open_image(io.BytesIO(content)) as image:
-            _look_at_opened(image, look)
+            _look_at_opened(image, look, reading)
     except UnidentifiedImageError:
         look.codes.append("not-an-image")
     except Image.DecompressionBombError:
         look.codes.append("decompression-bomb")
+    except MissingBandError:
+        look.codes.append("missing-band")
     except DECODE_ERRORS as error:
         short = "truncat" in str(error).lower()
         look.codes.append("truncated-file" if short else "unreadable-file")
 
 
-def _look_at_opened(image: Image.Image, look: Look) -> None:
+def _look_at_opened(image: Image.Image, look: Look, reading: Reading) -> None:
     turn, size, mode = orientation(image), oriented_size(image), image.mode
     codes = ["animated"] * _is_animated(image)
+    plain = mode == "RGB" and not (is_deep(image) or isinstance(image, RawTiff))
+    plain = plain and "transparency" not in image.info
     if image.width * image.height > LARGE:
         codes.append("large-image")
         with _ONE_LARGE:
-            gray = _gray(image)
+            gray = _gray(image, reading, codes)
     else:
-        gray = _gray(image)
-    codes += ["converted"] * (mode != "RGB" or "transparency" in image.info)
+        gray = _gray(image, reading, codes)
+    codes += ["converted"] * (not plain)
     codes += ["rotated"] * (turn > 1)
     codes += ["tiny-image"] * (min(size) < TINY)
     codes += ["elongated"] * (max(size) > ASPECT * min(size))
@@ -126,38 +139,49 @@ def _is_animated(image: Image.Image) -> bool:
         return True
 
 
-def _gray(image: Image.Image) -> np.ndarray:
-    """Decodes the whole file, to (h, w) uint8.
+def _gray(image: Image.Image, reading: Reading, codes: list[str]) -> np.ndarray:
+    """Decodes the whole file, to (h, w) uint8; adds what is wrong with its range of values.
 
     A JPEG file is decoded at a reduced size, which takes a fifth of the time for a photograph of
     12 megapixels and still reads all of the file, so that truncation is noticed.
     """
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        colour_bands(len(image.getbands()), None, reading)  # are they there?
         image.draft("L", (_REDUCED, _REDUCED))
         image.load()
         return np.asarray(image.convert("L"))
-    return cv2.cvtColor(decode(image, turn=False), cv2.COLOR_RGB2GRAY)
+    deep = is_deep(image)
+    limits = reading.limits
+    if deep and limits is not None:
+        values = band_values(image)
+        beyond = ((values < limits[0]) | (values > limits[1])).mean()
+        codes += ["beyond-depth"] * bool(beyond > _BEYOND)
+    rgb = decode(image, turn=False, reading=reading)
+    if deep:
+        low, high = np.percentile(rgb, (0.5, 99.5))
+        codes += ["faint-image"] * bool(high - low < _FAINT)
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
 
 
-def _look_at_mask(path: Path, look: Look, classes: int) -> None:
-    content = _content(path, look, "mask-missing-file", "mask-unreadable")
+def _look_at_mask(sample: Sample, look: Look) -> None:
+    assert sample.mask is not None
+    content = _content(sample.mask, look, "mask-missing-file", "mask-unreadable")
     if content is None:
         return
     try:
-        mask = read_mask(io.BytesIO(content), name=path)
+        mask = sample.truth(io.BytesIO(content))
     except UserError:
         look.codes.append("mask-colours" if _has_colours(content) else "mask-unreadable")
         return
     if look.size is not None and mask.shape != look.size:
         look.codes.append("mask-size")
-    present = np.bincount(mask.ravel(), minlength=256)
-    if present[classes + 1 : 255].any():
-        look.codes.append("mask-ids")
+    look.mask_ids = np.bincount(mask.ravel(), minlength=256) > 0
 
 
 def _has_colours(content: bytes) -> bool:
     try:
         with open_image(io.BytesIO(content)) as image:
-            return image.format != "JPEG" and len(image.getbands()) > 1
+            bands = image.bands if isinstance(image, RawTiff) else len(image.getbands())
+            return image.format != "JPEG" and bands > 1
     except DECODE_ERRORS:
         return False

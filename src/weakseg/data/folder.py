@@ -14,7 +14,7 @@ untagged: put negatives there and say ``untagged: negative``.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from weakseg.data.sources import (
     is_split_word,
     locate,
     natural_key,
+    no_images,
     outputs_note,
     read_options,
     require_folder,
@@ -42,6 +43,7 @@ from weakseg.data.sources import (
     sources,
     split_name,
     tidy,
+    unread_note,
     with_masks,
 )
 from weakseg.data.table import Problems, TagTable, read_table
@@ -84,12 +86,12 @@ def folder(
     names, notes = class_list(classes, path)
     skip = locate(masks, path, where="masks") if masks is not None else None
     outputs: list[str] = []
-    files = scan(path, skip=skip, left_out=outputs)
+    others: Counter[str] = Counter()
+    files = scan(path, skip=skip, left_out=outputs, others=others)
     notes += outputs_note(outputs)
     if not files:
-        raise UserError(
-            "there are no images in this folder", where=path, mend="check the path of the images"
-        )
+        raise no_images(path, others)
+    notes += unread_note(others)
     table = _table_path(labels, path, notes)
     if table is not None:
         rows = read_table(table, classes=names, untagged=untagged)

@@ -1,11 +1,13 @@
 """How the project opens images and masks, and writes masks; formats of annotation tools aside.
 
 Every stage sees an image through :func:`read_image`, so that what was checked is what is trained
-on: EXIF rotation applied, any mode turned into 8-bit RGB.
+on: EXIF rotation applied, any mode turned into 8-bit RGB. How values of more than 8 bits and
+further bands become that is a :class:`~weakseg.data.depth.Reading`, one for all of a collection.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -16,7 +18,10 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
+from weakseg.data.depth import Reading, fitting_depth, scaled, spread
+from weakseg.data.tiff import MAGIC, RawTiff, by_tags
 from weakseg.errors import UserError
 from weakseg.files import atomic_path
 
@@ -24,12 +29,18 @@ __all__ = [
     "DECODE_ERRORS",
     "LARGE",
     "PIXELS_PER_BYTE",
+    "MissingBandError",
+    "band_values",
+    "colour_bands",
     "decode",
+    "has_alpha",
     "image_size",
+    "is_deep",
     "open_error",
     "open_image",
     "orientation",
     "oriented_size",
+    "read_binary_mask",
     "read_image",
     "read_large_image",
     "read_mask",
@@ -46,8 +57,11 @@ PIXELS_PER_BYTE = 200
 """A large image with more pixels for each byte of its file is a decompression bomb. Photographs
 of PASCAL VOC have 2 to 84; a blank page takes JPEG about 100, and deflate can reach 1,000."""
 
+_ALONE = Reading()
 _LIMIT = threading.Lock()
 _ORIENTATION = 0x0112
+_WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_WITHOUT_BANDS = frozenset({"1", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"})  # converted as ever
 _ROWS = 256  # that are taken over from Pillow at a time
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,16 +87,25 @@ DECODE_ERRORS = (
 """What Pillow's decoders raise on damaged files; anything else is a bug and must surface."""
 
 
-def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
+class MissingBandError(ValueError):
+    """A file has fewer bands than are to be read."""
+
+
+def read_image(
+    path: str | Path, *, max_side: int | None = None, reading: Reading = _ALONE
+) -> np.ndarray:
     """The image as the whole project sees it.
 
-    EXIF orientation is applied. Gray and palette images become RGB, 16-bit values are divided by
-    257 (so that 65535 is 255), transparency is laid on white, CMYK is converted.
+    EXIF orientation is applied. Gray and palette images become RGB, values of more than 8 bits
+    are scaled by ``reading``, transparency is laid on white, CMYK is converted.
 
     Args:
-        path: File in any format that Pillow reads.
+        path: File in any format that Pillow reads; TIFF with any number of bands of 8 to 64 bits.
         max_side: If the longer side is longer than this many pixels, the image is reduced to it,
             with antialiasing. Images are never enlarged.
+        reading: Range of values and bands; that of the collection (``Sample.reading``) or of the
+            model, so that all images are read alike. By default an image of more than 8 bits has
+            its own range.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous and writable.
@@ -94,12 +117,12 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> np.ndarray:
         raise ValueError(f"max_side must be positive, got {max_side}")
     try:
         with open_image(path) as image:
-            return decode(image, max_side=max_side)
+            return decode(image, max_side=max_side, reading=reading)
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
 
 
-def read_large_image(path: str | Path) -> np.ndarray:
+def read_large_image(path: str | Path, *, reading: Reading = _ALONE) -> np.ndarray:
     """Like :func:`read_image` without ``max_side``, of any size and with less memory.
 
     Pillow holds RGB in four bytes for each pixel; it is taken over a few rows at a time, so that
@@ -114,14 +137,14 @@ def read_large_image(path: str | Path) -> np.ndarray:
     try:
         with open_image(path) as image:
             turn = orientation(image)
-            if image.mode == "F":  # its range is that of the whole image
-                return decode(image)
+            if reading.chosen is not None or isinstance(image, RawTiff) or is_deep(image):
+                return decode(image, reading=reading)  # not Pillow's four bytes for each pixel
             image.load()
             width, height = image.size
             pixels = np.empty((height, width, 3), dtype=np.uint8)
             for top in range(0, height, _ROWS):
                 below = min(top + _ROWS, height)
-                pixels[top:below] = np.asarray(_to_rgb(image.crop((0, top, width, below))))
+                pixels[top:below] = np.asarray(_to_rgb(image.crop((0, top, width, below)), reading))
     except DECODE_ERRORS as error:
         raise open_error(path, error) from error
     return turned(pixels, turn)
@@ -137,6 +160,9 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     Raises:
         Image.DecompressionBombError: It is refused. Nothing of it was decoded.
         OSError: And all of ``DECODE_ERRORS``, as ``Image.open``.
+
+    Returns:
+        Of a TIFF file of which Pillow would lose something, a :class:`~weakseg.data.tiff.RawTiff`.
     """
     if isinstance(source, str | Path):
         found = os.stat(source)
@@ -147,15 +173,15 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
         length = source.seek(0, os.SEEK_END)
         source.seek(0)
     if length * PIXELS_PER_BYTE < LARGE:
-        image = Image.open(source)
+        image = _opened(source)
     else:
         with _LIMIT:  # the limit is Pillow's global variable
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(source)
+                image = _opened(source)
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
-    pixels = image.width * image.height
+    pixels = image.weight() if isinstance(image, RawTiff) else image.width * image.height
     if pixels > max(LARGE, length * PIXELS_PER_BYTE):
         image.close()
         raise Image.DecompressionBombError(
@@ -165,7 +191,46 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     return image
 
 
-def decode(image: Image.Image, *, max_side: int | None = None, turn: bool = True) -> np.ndarray:
+def _opened(source: str | Path | BinaryIO) -> Image.Image:
+    if _head(source, 4) not in MAGIC:
+        return Image.open(source)
+    given = source if not isinstance(source, str | Path) else os.fspath(source)
+    try:
+        found, error = RawTiff(given), None
+    except (SyntaxError, ValueError) as unknown:  # of a layout that only Pillow knows
+        found, error = None, unknown
+    if found is not None and not found.plain:
+        return found
+    if isinstance(source, str | Path):
+        if found is not None:
+            found.close()
+    else:
+        source.seek(0)
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        if error is None:
+            return RawTiff(given)
+        raise OSError(str(error)) from None
+
+
+def _head(source: str | Path | BinaryIO, count: int) -> bytes:
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            return file.read(count)
+    source.seek(0)
+    found = source.read(count)
+    source.seek(0)
+    return found
+
+
+def decode(
+    image: Image.Image,
+    *,
+    max_side: int | None = None,
+    turn: bool = True,
+    reading: Reading = _ALONE,
+) -> np.ndarray:
     """Like :func:`read_image`, for an image that has been opened but not yet decoded.
 
     Without ``turn``, the EXIF orientation is not applied. Raises whatever Pillow's decoder raises.
@@ -175,7 +240,7 @@ def decode(image: Image.Image, *, max_side: int | None = None, turn: bool = True
     if target != image.size:
         # Twice the target keeps the antialiased resize in charge of the quality.
         image.draft(None, (2 * target[0], 2 * target[1]))
-    rgb = _to_rgb(image)
+    rgb = _to_rgb(image, reading)
     if rgb.size != target:
         pixels = cv2.resize(np.asarray(rgb), target, interpolation=cv2.INTER_AREA)
         rgb = Image.fromarray(pixels)
@@ -183,7 +248,7 @@ def decode(image: Image.Image, *, max_side: int | None = None, turn: bool = True
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) pixels after an EXIF orientation of 1 to 8: a view of them."""
+    """(H, W) or (H, W, bands) pixels after an EXIF orientation of 1 to 8: a view of them."""
     swapped = pixels.swapaxes(0, 1)
     views = {
         2: pixels[:, ::-1],
@@ -226,6 +291,8 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 
 def orientation(image: Image.Image) -> int:
     """What is left to be applied of the EXIF orientation, 1 to 8; must be asked before decoding."""
+    if isinstance(image, RawTiff):
+        return image.turn
     if image.format == "TIFF":
         return 1  # Pillow turns TIFF files itself, and reports the turned size
     if image.format == "PNG" and "exif" not in image.info:
@@ -245,6 +312,10 @@ def open_error(path: str | Path, error: BaseException) -> UserError:
         )
     if isinstance(error, UnidentifiedImageError):
         return UserError("this file is not an image", where=path, mend="replace it or leave it out")
+    if isinstance(error, MissingBandError):
+        return UserError(
+            str(error), where=path, mend="set data.bands to bands that all images have, or to null"
+        )
     return UserError(
         f"the image cannot be read ({_first_line(error)})",
         where=path,
@@ -268,26 +339,70 @@ def read_mask(source: str | Path | BinaryIO, *, name: str | Path | None = None) 
     where = name if name is not None else source
     try:
         with open_image(source) as image:
-            kind, mode, ids = image.format, image.mode, np.array(image)
+            kind, mode, ids = image.format, image.mode, _stored(image)
     except DECODE_ERRORS as error:
-        raise UserError(
-            f"the mask cannot be read ({_first_line(error)})",
-            where=where,
-            mend="write it again as an 8-bit indexed PNG",
-        ) from error
+        raise _mask_error(error, where) from error
     if kind == "JPEG":
         raise UserError(
             "a JPEG file cannot hold a mask: its compression changes class ids",
             where=where,
             mend="save masks as indexed PNG files",
         )
-    if ids.ndim != 2 or mode == "F" or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
+    single = ids.shape[2] == 1 and ids.dtype.kind != "f"
+    if not single or ids.min(initial=0) < 0 or ids.max(initial=0) > 255:
         raise UserError(
             f"a mask holds one class id of 0 to 255 for each pixel, this one has mode {mode}",
             where=where,
-            mend="turn colours into ids and save it as an 8-bit indexed PNG",
+            mend="turn colours into ids and save it as an 8-bit indexed PNG; where white is the one "
+            "object and black is not, set data.masks_are: binary",
         )
-    return ids.astype(np.uint8)
+    return ids[..., 0].astype(np.uint8)
+
+
+def read_binary_mask(
+    source: str | Path | BinaryIO, value: int, *, name: str | Path | None = None
+) -> np.ndarray:
+    """An object in white (any gray, colour or index above 0) on black, as ids.
+
+    Pixels count as the object above half of the mask's largest value, so that soft outlines are
+    cut in the middle; in JPEG files from 128.
+
+    Args:
+        source: Image file of any mode, or an open one.
+        value: Id of the object; 255 for pixels of which nobody says what they are.
+        name: What to call it in an error, where ``source`` is not a path.
+
+    Returns:
+        (H, W) uint8 of 0 and ``value``.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with open_image(source) as image:
+            lossy, clear = image.format == "JPEG", has_alpha(image)
+            stored = _stored(image)
+    except DECODE_ERRORS as error:
+        raise _mask_error(error, name if name is not None else source) from error
+    if clear:
+        stored = stored[..., :-1] * (stored[..., -1:] > 0)
+    most = np.nan_to_num(stored).max(axis=2)
+    least = 127 if lossy else most.max(initial=0) / 2
+    return np.where(most > least, value, 0).astype(np.uint8)
+
+
+def _stored(image: Image.Image) -> np.ndarray:
+    """(H, W, bands) values; Pillow turns TIFF files itself."""
+    turn = image.turn if isinstance(image, RawTiff) else 1
+    return turned(band_values(image), turn)
+
+
+def _mask_error(error: BaseException, where: object) -> UserError:
+    return UserError(
+        f"the mask cannot be read ({_first_line(error)})",
+        where=where,
+        mend="write it again as an 8-bit indexed PNG",
+    )
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
@@ -329,24 +444,122 @@ def _reduced(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image that is not decoded yet holds values of more than 8 bits."""
+    if isinstance(image, RawTiff):
+        return image.dtype != np.uint8
+    return image.mode.startswith(("I", "F")) or _is_deep_png(image)
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether the last one of two or four bands of an opened image is tagged as transparency."""
+    if isinstance(image, RawTiff):
+        return image.alpha is not None
+    return image.mode in _WITH_ALPHA
+
+
+def band_values(image: Image.Image) -> np.ndarray:
+    """(H, W, bands) values of an opened image as they are stored, in the file's own type.
+
+    The image must not have been decoded before, unless its values are of 8 bits; palettes are not
+    resolved, and the EXIF orientation is not applied. Raises whatever the decoder raises.
+    """
+    tags = by_tags(image)
+    if tags is not None and image.mode != "P":
+        return tags.values()
+    if _is_deep_png(image):
+        return _deep_png(image)
+    image.load()
+    values = np.asarray(image)
+    return values[..., None] if values.ndim == 2 else values
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    """Pillow keeps the upper 8 bits of colours in PNG files of 16; gray ones it keeps whole."""
+    if not isinstance(image, PngImageFile) or image.mode not in {"RGB", "RGBA"} or not image.tile:
+        return False
+    return "16" in str(image.tile[0][3])
+
+
+def _deep_png(image: Image.Image) -> np.ndarray:
+    assert isinstance(image, PngImageFile) and image.fp is not None
+    image.fp.seek(0)
+    content = image.fp.read()
+    with Image.open(io.BytesIO(content)) as whole:
+        whole.load()  # OpenCV does not mind a file that ends too early
+    values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+        raise OSError("its 16-bit values cannot be decoded")
+    return values[..., [2, 1, 0, 3][: values.shape[2]]]
+
+
+def _to_rgb(image: Image.Image, reading: Reading) -> Image.Image:
     """Decodes, and converts any mode to RGB."""
+    chosen = None if image.mode in _WITHOUT_BANDS else reading.chosen
+    if is_deep(image) or isinstance(image, RawTiff) or chosen is not None:
+        return Image.fromarray(_of_bands(image, reading))
     image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
-        return Image.fromarray(_scaled(np.asarray(image), 257)).convert("RGB")
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        unit = values.max(initial=0) <= 1  # floats are stored either as 0..1 or as 0..255
-        return Image.fromarray(_scaled(values, 1 / 255 if unit else 1)).convert("RGB")
-    if "transparency" in image.info or image.mode in {"RGBA", "RGBa", "LA", "La", "PA"}:
+    if "transparency" in image.info or image.mode in _WITH_ALPHA:
         return _on_white(image)
     return image.convert("RGB")
 
 
-def _scaled(values: np.ndarray, divisor: float) -> np.ndarray:
-    return np.clip(np.rint(values / divisor), 0, 255).astype(np.uint8)
+def _of_bands(image: Image.Image, reading: Reading) -> np.ndarray:
+    """(H, W, 3) uint8 of values of any type and any number of bands."""
+    tags = by_tags(image)
+    alpha = tags.alpha if tags is not None else _last(image) if has_alpha(image) else None
+    values = band_values(image)
+    bands = colour_bands(values.shape[2], alpha, reading)
+    colours = values[..., list(bands)]
+    if colours.dtype != np.uint8:
+        found = spread(colours)
+        depth = reading.depth or (fitting_depth(found) if found is not None else 8)
+        colours = scaled(colours, depth)
+    if tags is not None and tags.inverted:
+        colours = 255 - colours
+    rgb = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
+    if alpha is None or reading.chosen is not None:
+        return np.ascontiguousarray(rgb)
+    return _blended(rgb, values[..., alpha], premultiplied=tags is not None and tags.premultiplied)
+
+
+def _last(image: Image.Image) -> int:
+    return len(image.getbands()) - 1
+
+
+def colour_bands(number: int, alpha: int | None, reading: Reading) -> tuple[int, ...]:
+    """Indices of the bands of a file that become red, green and blue, or gray.
+
+    Args:
+        number: Bands of the file.
+        alpha: Index of the one that is tagged as transparency.
+        reading: May choose others. Files of one or two bands are gray where colours are chosen.
+
+    Raises:
+        MissingBandError: The file lacks a chosen band.
+    """
+    colours = number - (alpha is not None)
+    first = (0, 1, 2) if colours >= 3 else (0,)
+    chosen = reading.chosen
+    if chosen is None or (number <= 2 and set(chosen) == {1, 2, 3}):
+        return first
+    if max(chosen) > number:
+        raise MissingBandError(
+            f"it has {number} band{'s' * (number > 1)}, and band {max(chosen)} is to be read"
+        )
+    return tuple(band - 1 for band in chosen)
+
+
+def _blended(rgb: np.ndarray, alpha: np.ndarray, *, premultiplied: bool) -> np.ndarray:
+    """(H, W, 3) uint8 colours on white by (H, W) transparency of any type; 0 is transparent."""
+    if alpha.dtype == np.uint8 and not premultiplied:
+        return np.asarray(_on_white(Image.fromarray(np.dstack([rgb, alpha]))))
+    most = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1.0
+    share = np.clip(np.nan_to_num(alpha[..., None].astype(np.float32) / most), 0, 1)
+    shown = rgb * (1.0 if premultiplied else share) + 255 * (1 - share)
+    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

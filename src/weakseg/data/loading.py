@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from weakseg.data.images import read_image, read_mask
+from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch
@@ -159,9 +159,7 @@ class TrainingImages(Dataset):
             low, high = self.augment.resize
             share = low + (high - low) * torch.rand(()).item()
             side = max(1, round(share * self.augment.crop))
-            image = tv_tensors.Image(
-                _to_chw(_resized(read_image(self.samples[index].image, max_side=side), side))
-            )
+            image = tv_tensors.Image(_to_chw(_resized(self.samples[index].pixels(side), side)))
             if self.masks is None:
                 return (
                     self._views(image).as_subclass(Tensor),
@@ -177,7 +175,7 @@ class TrainingImages(Dataset):
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    """The image enlarged to the longer side; ``read_image`` has already reduced larger ones."""
+    """The image enlarged to the longer side; reading it has already reduced larger ones."""
     height, width = image.shape[:2]
     if max(height, width) >= side:
         return image

@@ -11,9 +11,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from weakseg.data.depth import Reading
+from weakseg.data.images import read_binary_mask, read_image, read_mask
 from weakseg.digests import digests, together
 from weakseg.errors import UserError
 
@@ -54,6 +57,9 @@ class Sample:
         split: ``"train"``, ``"val"`` or any other name the table gives.
         mask: Ground-truth mask, for evaluation only.
         boxes: Ground-truth boxes, for evaluation only; ``None`` where the source has none.
+        reading: How its pixels become 8-bit RGB; the same in all of a collection.
+        mask_id: Id that every white pixel of the mask means (255: nobody knows); ``None`` where its
+            pixels are ids.
     """
 
     id: str
@@ -62,6 +68,25 @@ class Sample:
     split: str = "train"
     mask: Path | None = None
     boxes: tuple[Box, ...] | None = None
+    reading: Reading = Reading()
+    mask_id: int | None = None
+
+    def pixels(self, max_side: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, as :func:`weakseg.data.images.read_image` gives it."""
+        return read_image(self.image, max_side=max_side, reading=self.reading)
+
+    def truth(self, content: BinaryIO | None = None) -> np.ndarray:
+        """(H, W) uint8 ids of the ground-truth mask, from its file or its content.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        if self.mask is None:
+            raise ValueError(f"{self.id} has no ground truth")
+        source = self.mask if content is None else content
+        if self.mask_id is None:
+            return read_mask(source, name=self.mask)
+        return read_binary_mask(source, self.mask_id, name=self.mask)
 
 
 @dataclass(frozen=True)
@@ -96,6 +121,45 @@ class Collection:
         """Names of the splits, in order of appearance."""
         return tuple(dict.fromkeys(s.split for s in self.samples))
 
+    @property
+    def reading(self) -> Reading:
+        """How the pixels of all samples become 8-bit RGB."""
+        return self.samples[0].reading if self.samples else Reading()
+
+    def read_as(self, reading: Reading) -> Collection:
+        """The same collection with its images read in this way."""
+        if reading == self.reading:
+            return self
+        return replace(self, samples=tuple(replace(s, reading=reading) for s in self.samples))
+
+    def with_binary_masks(self) -> Collection:
+        """The same collection whose masks show one object in white.
+
+        That is the only class there is, or else the only tag of the image. White pixels of an
+        image with several tags, or with none, are unsure (255), and left out of the evaluation.
+        """
+        number = {name: i for i, name in enumerate(self.classes, start=1)}
+
+        def meant(tags: tuple[str, ...] | None) -> int:
+            names = self.classes if len(self.classes) == 1 else tuple(dict.fromkeys(tags or ()))
+            return number.get(names[0], 255) if len(names) == 1 else 255
+
+        samples = tuple(
+            s if s.mask is None else replace(s, mask_id=meant(s.tags)) for s in self.samples
+        )
+        there = [s for s in samples if s.mask_id is not None]
+        unsure = sum(s.mask_id == 255 for s in there)
+        note = (
+            f"White in the {len(there):,} ground-truth masks is the image's class "
+            "(data.masks_are: binary)"
+        )
+        note += (
+            f"; in {unsure:,} of them it is unsure, as the image has several tags or none."
+            if unsure
+            else "."
+        )
+        return replace(self, samples=samples, notes=(*self.notes, note))
+
     def split(self, *names: str) -> Collection:
         """The samples of the named splits."""
         return replace(self, samples=tuple(s for s in self.samples if s.split in names))
@@ -127,7 +191,7 @@ class Collection:
         return matrix
 
     def fingerprint(self) -> str:
-        """Hash of ids, tags, splits, classes and what the image files hold.
+        """Hash of ids, tags, splits, classes, what the image files hold, and how they are read.
 
         Where the files lie and when they were written does not matter. Ground-truth masks are left
         out: they must not change what is trained.
@@ -137,7 +201,9 @@ class Collection:
             (repr((s.id, s.tags, s.split)), content)
             for s, content in zip(self.samples, contents, strict=True)
         )
-        return together([("\0".join(self.classes), None), *parts])
+        read = self.reading.decides()
+        head = ("\0".join(self.classes), repr(read) if read else None)
+        return together([head, *parts])
 
 
 def lot(sample_id: str) -> str:

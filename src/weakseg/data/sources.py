@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,6 +57,7 @@ __all__ = [
     "is_split_word",
     "locate",
     "natural_key",
+    "no_images",
     "outputs_note",
     "read_options",
     "require_folder",
@@ -66,6 +68,7 @@ __all__ = [
     "sources",
     "split_name",
     "tidy",
+    "unread_note",
     "with_masks",
 ]
 
@@ -259,6 +262,7 @@ def scan(
     skip: Path | None = None,
     suffixes: frozenset[str] = IMAGE_SUFFIXES,
     left_out: list[str] | None = None,
+    others: Counter[str] | None = None,
 ) -> list[str]:
     """Image files under ``root`` (or those with other ``suffixes``), as sorted relative paths
     with ``/``.
@@ -267,6 +271,8 @@ def scan(
     ``skip`` (masks may stand inside the root). Links to folders are followed, once. Runs, and
     whatever else weakseg wrote below the root, are left out too; ``left_out`` gets the names of
     such folders.
+
+    Files with other suffixes are counted in ``others``, by suffix in lower case.
     """
     found: list[str] = []
     written: dict[str, str] = {}
@@ -295,8 +301,10 @@ def scan(
                 continue
             if _is_folder(entry):
                 pending.append((entry.path, f"{prefix}{entry.name}/"))
-            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
                 found.append(prefix + entry.name)
+            elif others is not None:
+                others[suffix] += 1
     if written:
         found = [f for f in found if f not in written or digest(root / f) != written[f]]
     return sorted(found)
@@ -308,6 +316,66 @@ def outputs_note(outputs: Sequence[str]) -> list[str]:
         return []
     names = ", ".join(sorted(outputs)[:3]) + (", ..." if len(outputs) > 3 else "")
     return [f"{count(len(outputs), 'folder')} that weakseg wrote left out: {names}."]
+
+
+_READERS = {
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jxl"), "ImageMagick or pillow-heif"),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"), "rawpy or darktable"),
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), "pydicom"),
+    **dict.fromkeys((".nii", ".nrrd", ".mha", ".mhd"), "SimpleITK"),
+    **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn"), "OpenSlide"),
+    **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".vsi", ".lsm", ".stk"), "Fiji (Bio-Formats)"),
+    **dict.fromkeys((".jp2", ".j2k", ".img", ".vrt", ".ecw", ".hdf", ".h5", ".nc"), "GDAL"),
+    **dict.fromkeys(
+        (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd"), "ImageMagick"
+    ),
+    **dict.fromkeys((".exr", ".hdr"), "OpenCV or ImageMagick"),
+    **dict.fromkeys((".jfif", ".jpe", ".jif"), "these are JPEG files: rename them to .jpg"),
+    **dict.fromkeys((".npy", ".npz"), "NumPy"),
+    **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".webm"), "ffmpeg"),
+}
+"""Suffixes of pictures that are not read, and what opens them and saves them as others."""
+
+
+def no_images(root: Path, others: Counter[str]) -> UserError:
+    """The error for a folder without images: what is there instead, and what opens it.
+
+    Args:
+        root: The folder.
+        others: Files by suffix, as :func:`scan` counts them.
+    """
+    if not others:
+        return UserError(
+            "there are no images in this folder, which is empty",
+            where=root,
+            mend="check the path of the images",
+        )
+    shown = "; ".join(_suffix_words(s, n) for s, n in others.most_common(8))
+    more = f"; and {len(others) - 8} other suffixes" if len(others) > 8 else ""
+    return UserError(
+        f"there are no images in this folder, but other files: {shown}{more}",
+        where=root,
+        mend=f"check the path of the images; read are {', '.join(sorted(IMAGE_SUFFIXES))}: save "
+        "others as PNG, or as TIFF where they have more than 8 bits, and give files their suffix",
+    )
+
+
+def unread_note(others: Counter[str]) -> list[str]:
+    """A note on pictures beside the images that are not read, where :func:`scan` saw some."""
+    found = [
+        (s, n)
+        for s, n in others.most_common()
+        if s in _READERS and _READERS[s] not in ("NumPy", "ffmpeg")
+    ]
+    if not found:
+        return []
+    shown = "; ".join(_suffix_words(s, n) for s, n in found)
+    return [f"Files that may be images are not read: {shown}. Save them as PNG or TIFF."]
+
+
+def _suffix_words(suffix: str, number: int) -> str:
+    reader = f" ({_READERS[suffix]})" if suffix in _READERS else ""
+    return f"{number:,} x {suffix or 'no suffix'}{reader}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -60,7 +60,7 @@ mask = model.predict("image.jpg")
 * What it learnt comes from the tags: things that nearly always appear together with a class (rails
   with trains, water with boats) may be labelled as that class.
 * Outlines are weaker than those of a network that was trained on drawn masks.
-* {_threshold(config)}
+* {_threshold(config)}{_reading(config)}
 
 ## Classes
 
@@ -153,6 +153,18 @@ def _threshold(config: Mapping[str, Any]) -> str:
         return "Background is what the network or the default threshold makes it."
     rule = config["details"].get("threshold rule", "constant")
     return f"Background is where no class scores above {value:.3g} (rule: {plain(rule)})."
+
+
+def _reading(config: Mapping[str, Any]) -> str:
+    """How image files were read, where that is not plain 8-bit RGB."""
+    depth, bands = (config["preprocessing"].get(key) for key in ("depth", "bands"))
+    lines = ""
+    if depth is not None:
+        low, high = depth if isinstance(depth, list | tuple) else (0, 2**depth - 1)
+        lines += f"\n* Values of more than 8 bits: {low:g} to {high:g} become 0 to 255."
+    if bands is not None and bands != "alpha":
+        lines += f"\n* Of an image file it reads the bands {', '.join(map(str, bands))}."
+    return lines
 
 
 def _table(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:

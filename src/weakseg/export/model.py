@@ -25,22 +25,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weakseg.config import validate
+from weakseg.data.depth import Reading
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
 from weakseg.export.card import NUMBERS, card
 from weakseg.export.hub import download, is_repo_id, upload
 from weakseg.files import atomic_path, write_json
 from weakseg.inference import Normalise, Predictor
-from weakseg.methods import Trainable, build, needs_segmenter
+from weakseg.methods import Trainable, build, needs_segmenter, resolve
 from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
-from weakseg.recipe import load_recipe
+from weakseg.recipe import PredictConfig, ReadBands, ReadDepth, Recipe, load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["Model", "find_model", "initialise", "load", "read_weights", "save"]
+__all__ = [
+    "Model",
+    "find_model",
+    "initialise",
+    "load",
+    "prediction_settings",
+    "read_weights",
+    "save",
+    "update_models",
+]
 
 _FORMAT = 1
 _NETWORK = ("task", "backbone", "method", "decoder")
@@ -58,6 +68,8 @@ class _Part(BaseModel):
 class _Preprocessing(_Part):
     mean: _Three
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    depth: ReadDepth = None  # older folders do not say
+    bands: ReadBands = None
 
 
 class _Inference(_Part):
@@ -215,6 +227,8 @@ def save(
         "preprocessing": {
             "mean": list(predictor.normalise.mean),
             "std": list(predictor.normalise.std),
+            "depth": predictor.reading.depth,
+            "bands": predictor.reading.bands,
         },
         "inference": {
             "scales": list(predictor.scales),
@@ -230,6 +244,61 @@ def save(
     write_json(folder / "config.json", config)
     with atomic_path(folder / "README.md") as temporary:
         temporary.write_text(card(config), encoding="utf-8")
+
+
+def prediction_settings(config: PredictConfig, *, segments: bool) -> dict[str, Any]:
+    """The settings of a :class:`~weakseg.inference.Predictor` that a recipe's ``predict`` names.
+
+    Tiles are for networks that segment: a classifier's maps are divided by their maximum.
+    """
+    return {
+        "scales": config.scales,
+        "flip": config.flip,
+        "max_side": config.max_side,
+        "tile": config.tile if segments else None,
+        "crf": config.crf,
+    }
+
+
+def update_models(run: RunFolder, recipe: Recipe) -> None:
+    """Writes into a run's model folders what was decided after their training.
+
+    That is the threshold of the run's masks, where it was chosen for the maps of this model, and
+    the settings of ``predict``: so a folder answers the same when it is copied elsewhere.
+    """
+    for stage in ("train", "segment"):
+        folder = run.stage_folder(stage) / "model"
+        record = run.record(stage)
+        done = record is not None and record.status == "done"
+        if not (done and (folder / "config.json").is_file()):
+            continue
+        before = _read_config(folder)
+        method = before["task"] == "method"
+        segments = not method or resolve(before["method"])[0].segments
+        threshold, rule = _rule_of_run(folder, _first_head(folder, recipe)) if method else _NO_RULE
+        details = {k: v for k, v in before["details"].items() if k != "threshold rule"}
+        now = {
+            **before,
+            "inference": {
+                **before["inference"],
+                **prediction_settings(recipe.predict, segments=segments),
+                "threshold": threshold,
+            },
+            "details": details if rule is None else {**details, "threshold rule": rule},
+        }
+        now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+        if now != before:
+            card_file = folder / "README.md"
+            own = card_file.is_file() and card_file.read_text(encoding="utf-8") == card(before)
+            write_json(folder / "config.json", now)
+            if own:  # a licence that somebody has added stays
+                with atomic_path(card_file) as temporary:
+                    temporary.write_text(card(now), encoding="utf-8")
+
+
+def _first_head(folder: Path, recipe: Recipe) -> str | None:
+    """The head that the model's maps are of; None where the recipe's seeds are of no other."""
+    return None if recipe.seeds.head is None else load(folder).model.heads[0]
 
 
 def load(folder: str | Path) -> Model:
@@ -285,7 +354,7 @@ def _load(folder: Path) -> Model:
             mend="copy the model folder again",
         )
     threshold = inference["threshold"]
-    if threshold is None and config["task"] == "method":
+    if threshold is None and config["task"] == "method":  # of a run of an earlier version
         threshold, rule = _rule_of_run(folder.absolute(), model.heads[0])
         details = details if rule is None else {**details, "threshold rule": rule}
     return Model(
@@ -299,6 +368,7 @@ def _load(folder: Path) -> Model:
         crf=inference.get("crf"),
         threshold=threshold,
         head=inference["head"],
+        reading=_reading(config["preprocessing"]),
         details=details,
         network={key: config[key] for key in _NETWORK if key in config},
         source=folder,
@@ -311,7 +381,18 @@ def _own_tensors(spec: BackboneSpec) -> BackboneSpec:
     return spec.model_copy(update=update)
 
 
-def _rule_of_run(folder: Path, head: str) -> tuple[float | None, str | None]:
+def _reading(preprocessing: Mapping[str, Any]) -> Reading:
+    depth, bands = preprocessing.get("depth"), preprocessing.get("bands")
+    return Reading(
+        (depth[0], depth[1]) if isinstance(depth, list) else depth,
+        tuple(bands) if isinstance(bands, list) else bands,
+    )
+
+
+_NO_RULE: tuple[float | None, str | None] = (None, None)
+
+
+def _rule_of_run(folder: Path, head: str | None) -> tuple[float | None, str | None]:
     """Threshold of a run's masks and the rule that chose it, where it was chosen for these maps.
 
     That of refined or given maps, of another head or of another training says nothing of them.

@@ -209,6 +209,8 @@ def _metadata(
             "normalised inside": True,
             "mean": list(predictor.normalise.mean),
             "std": list(predictor.normalise.std),
+            "depth": own.reading.depth,
+            "bands": own.reading.bands,
         },
         "left out": {
             "scales": list(own.scales),

@@ -354,7 +354,7 @@ def _pictures(runs: Sequence[Measured]) -> list[Shown]:
 
 
 def _shown(sample: Sample, firsts: Mapping[str, Measured]) -> Shown:
-    rgb = thumbnail(sample.image)
+    rgb = thumbnail(sample)
     if rgb is None:
         return Shown(sample.id, sample.tags or (), None, None, [])
     made = []

@@ -18,6 +18,7 @@ from weakseg.report.pictures import (
     overlay,
     photo,
     thumbnail,
+    truth_picture,
 )
 
 __all__ = ["COLUMNS", "PictureGrid", "PictureRow", "grid", "picture_row", "pictures_of", "shown"]
@@ -70,7 +71,7 @@ def shown(facts: Facts, count: int) -> list[Sample]:
 
 def picture_row(facts: Facts, sample: Sample, columns: Sequence[str], note: str = "") -> PictureRow:
     """One image with these of :data:`COLUMNS`; without any where it cannot be read."""
-    rgb = thumbnail(sample.image)
+    rgb = thumbnail(sample)
     cells = {} if rgb is None else pictures_of(facts, sample, rgb, columns)
     return PictureRow(sample.id, sample.tags or (), cells, note)
 
@@ -100,6 +101,6 @@ def pictures_of(
         "mask": lambda: mask_picture(mask, size),
         "overlay": lambda: overlay(rgb, mask),
         "prediction": lambda: mask_picture(prediction, size),
-        "truth": lambda: mask_picture(sample.mask, size),
+        "truth": lambda: truth_picture(sample, size),
     }
     return {key: makers[key]() for key in columns}

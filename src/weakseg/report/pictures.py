@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from weakseg.data.images import read_image, read_mask, voc_palette
+from weakseg.data.images import read_mask, voc_palette
 from weakseg.data.samples import Sample, lot
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
@@ -33,6 +33,7 @@ __all__ = [
     "overlay",
     "photo",
     "thumbnail",
+    "truth_picture",
 ]
 
 SIDE = 220
@@ -96,10 +97,10 @@ def _worth(sample: Sample, shown: Counter[str]) -> tuple[int, int]:
 # --- pictures -------------------------------------------------------------------------------
 
 
-def thumbnail(path: Path) -> np.ndarray | None:
+def thumbnail(sample: Sample) -> np.ndarray | None:
     """(h, w, 3) uint8 RGB; ``None`` where the image cannot be read."""
     try:
-        return read_image(path, max_side=SIDE)
+        return sample.pixels(SIDE)
     except UserError:
         return None
 
@@ -154,17 +155,32 @@ def small_mask(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
     if path is None or not os.path.isfile(path):
         return None
     try:
-        mask = read_mask(path)
+        return _at(read_mask(path), size)
     except UserError:
         return None
+
+
+def _at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def mask_picture(path: Path | None, size: tuple[int, int]) -> Picture | None:
     """A mask in VOC colours."""
     mask = small_mask(path, size)
-    if mask is None:
+    return None if mask is None else _coloured(mask)
+
+
+def truth_picture(sample: Sample, size: tuple[int, int]) -> Picture | None:
+    """The ground truth of an image in VOC colours, where it has one that can be read."""
+    if sample.mask is None:
         return None
+    try:
+        return _coloured(_at(sample.truth(), size))
+    except UserError:
+        return None
+
+
+def _coloured(mask: np.ndarray) -> Picture:
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette().tobytes())
     return _encoded(picture)

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from weakseg.data.images import read_mask
+from weakseg.data.samples import Sample
 from weakseg.ops import MaskQuality
 from weakseg.report.page import render, write_text
 from weakseg.report.pictures import chip_colour, overlay, photo, thumbnail
 
 __all__ = ["write_quality_page"]
 
-Row = tuple[str, Path, Path, MaskQuality]
-"""Id, image, mask, estimate."""
+Row = tuple[Sample, Path, MaskQuality]
+"""Image, mask, estimate."""
 
 
 def write_quality_page(
@@ -30,12 +31,12 @@ def write_quality_page(
         classes: Names of the ids 1..K, where known.
     """
     shown = []
-    for place, (key, image, mask, quality) in enumerate(rows, start=1):
-        rgb = thumbnail(image)
+    for place, (sample, mask, quality) in enumerate(rows, start=1):
+        rgb = thumbnail(sample)
         shown.append(
             {
                 "place": place,
-                "id": key,
+                "id": sample.id,
                 "quality": quality,
                 "why": _why(quality),
                 "chips": _chips(mask, classes),

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from weakseg.config import Frozen
 from weakseg.console import track
-from weakseg.data.images import read_image, write_mask
+from weakseg.data.images import write_mask
 from weakseg.data.loading import TrainingImages, derive_seed
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores
@@ -373,7 +373,7 @@ def _write_labels(
 ) -> None:
     def read(sample: Sample) -> tuple[np.ndarray, ScoreFile]:
         return (
-            read_image(sample.image, max_side=config.max_side),
+            sample.pixels(config.max_side),
             read_scores(scores_path(scores, sample.id)),
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weakseg.data.images import image_size, read_image
+from weakseg.data.images import image_size
 from weakseg.data.samples import Sample
 from weakseg.errors import UserError
 from weakseg.recipe import InferenceConfig
@@ -56,7 +56,7 @@ def _most(size: tuple[int, int], config: InferenceConfig, full: bool) -> int:
 
 def read_group(group: Sequence[Sample], max_side: int | None) -> Tensor:
     """(B, 3, H, W) uint8 images of a group."""
-    images = np.stack([read_image(s.image, max_side=max_side) for s in group])
+    images = np.stack([s.pixels(max_side) for s in group])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

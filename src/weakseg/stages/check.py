@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from weakseg.console import Bar, console
 from weakseg.data.check import CheckReport
 from weakseg.data.check import check as check_collection
-from weakseg.data.samples import Collection
+from weakseg.data.depth import Reading
+from weakseg.data.samples import Collection, Sample
 from weakseg.data.sources import sources
+from weakseg.data.survey import find_reading
 from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.files import write_json
 from weakseg.recipe import DataConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 
-__all__ = ["check", "collect", "inspect"]
+__all__ = ["check", "collect", "inspect", "truths", "with_reading"]
 
 
 def collect(data: DataConfig) -> Collection:
-    """The collection that a recipe's ``data`` section describes.
+    """The collection that a recipe's ``data`` section describes, and how its images are read.
 
     Raises:
         UserError: Something in it is missing or contradictory; says how to mend it.
@@ -39,7 +42,20 @@ def collect(data: DataConfig) -> Collection:
             where=f"data.options.{twice}",
             mend=f"write data.{twice}",
         )
-    return source(**common, **data.options)
+    collection = source(**common, **data.options)
+    given = Reading(data.depth, data.bands)
+    reading, notes = find_reading(collection.samples, given)
+    collection = replace(collection.read_as(reading), notes=(*collection.notes, *notes))
+    return collection if data.masks_are == "ids" else collection.with_binary_masks()
+
+
+def with_reading(recipe: Recipe, reading: Reading) -> Recipe:
+    """The recipe with what was found of its images: range of values and bands.
+
+    Later commands on a run read its images as it did, whatever has come to them since.
+    """
+    found = {"depth": reading.depth, "bands": reading.bands}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
 
 
 def inspect(collection: Collection, train: Sequence[str]) -> CheckReport:
@@ -54,7 +70,7 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     Raises:
         UserError: The data has errors; the table of all of them is shown first.
     """
-    masks = contents({s.id: s.mask for s in collection if s.mask is not None})
+    masks = truths(collection)
     stage = run.stage(
         "check",
         {"collection": collection.fingerprint(), "train": recipe.data.train, "masks": masks},
@@ -78,3 +94,10 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
                 mend="mend them and run the same command again; `weakseg check` shows them alone",
             )
     return stage
+
+
+def truths(samples: Iterable[Sample]) -> str:
+    """Digest of all ground-truth masks, and of what their pixels mean."""
+    there = [s for s in samples if s.mask is not None]
+    meant = {s.id if s.mask_id is None else f"{s.id} = {s.mask_id}": s.mask for s in there}
+    return contents({name: mask for name, mask in meant.items() if mask is not None})

@@ -19,13 +19,13 @@ from weakseg.csvfile import write_csv
 from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
-from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.files import write_json
 from weakseg.methods import needs_segmenter, resolve
 from weakseg.ops import Metrics, ThresholdSweep, confusion_matrix, metrics
 from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stages.check import truths
 from weakseg.stages.localise import RULE, BoxSource, box_source, localise, write_boxes_table
 from weakseg.stages.masks import masks_inputs
 from weakseg.stages.seeds import classification_f1, scores_path
@@ -56,7 +56,7 @@ def judge_masks(
     """Compares ``folder/<id>.png`` with the samples' ground truth."""
 
     def one(sample: Sample) -> np.ndarray:
-        prediction, truth = read_mask(folder / f"{sample.id}.png"), _truth(sample)
+        prediction, truth = read_mask(folder / f"{sample.id}.png"), sample.truth()
         return _compared(sample, lambda: confusion_matrix(prediction, truth, num_classes))
 
     total = np.zeros((num_classes + 1, num_classes + 2), dtype=np.int64)
@@ -78,7 +78,7 @@ def sweep(
 
     def one(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seed = read_scores(scores_path(scores, sample.id)).full_size()
-        return *seed.best(), _truth(sample)
+        return *seed.best(), sample.truth()
 
     result = ThresholdSweep(num_classes, thresholds)
     with ThreadPoolExecutor() as pool:
@@ -107,7 +107,7 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes", "lists"}),
         "splits": [recipe.data.train, recipe.data.val],
         "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
-        "masks": contents({s.id: s.mask for s in judged if s.mask is not None}),
+        "masks": truths(judged),
     }
     if boxes is not None:
         inputs["boxes"] = [boxes.words, boxes.fingerprint]
@@ -332,12 +332,6 @@ class _Evaluation:
 
 def _plain(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]
-
-
-def _truth(sample: Sample) -> np.ndarray:
-    if sample.mask is None:
-        raise ValueError(f"{sample.id} has no ground truth")
-    return read_mask(sample.mask)
 
 
 def _compared(sample: Sample, compare: Callable[[], Any]) -> Any:

@@ -34,7 +34,6 @@ from torch import Tensor
 
 from weakseg.console import track
 from weakseg.csvfile import write_csv
-from weakseg.data.images import read_mask
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
@@ -250,8 +249,7 @@ def _of_sample(sample: Sample, column: dict[str, int]) -> dict[int, Tensor]:
 
 
 def _of_mask(sample: Sample, classes: int) -> dict[int, Tensor]:
-    assert sample.mask is not None
-    mask = read_mask(sample.mask)
+    mask = sample.truth()
     present = [int(c) for c in np.unique(mask) if 0 < c <= classes]
     return {c: torch.from_numpy(component_boxes(mask == c)) for c in present}
 

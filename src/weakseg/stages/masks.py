@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weakseg.console import console, track
-from weakseg.data.images import image_size, read_image, read_mask, write_mask
+from weakseg.data.images import image_size, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.data.sources import count, scan
@@ -163,7 +163,7 @@ def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[
     folder = run.stage_folder("masks")
     done = corrected_ids(run, images)
     chosen = sorted((s for s in images if s.id not in done), key=lambda s: lot(s.id))
-    masked = [Masked(s.id, s.image, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
+    masked = [Masked(s, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
     return score_masks(masked)
 
 
@@ -386,7 +386,7 @@ def _contrast(scores: Path, images: Collection) -> np.ndarray:
     chosen = sorted((s for s in images if s.tags), key=lambda s: lot(s.id))[:_LOOKED_AT]
 
     def one(sample: Sample) -> np.ndarray:
-        image = read_image(sample.image, max_side=_SIDE)
+        image = sample.pixels(_SIDE)
         seed = read_scores(scores_path(scores, sample.id)).resized(image.shape[:2])
         return colour_contrast(image, seed.best()[0])
 

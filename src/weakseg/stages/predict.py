@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
-from weakseg.console import Bar
+from weakseg.console import Bar, console
+from weakseg.data.depth import Reading
 from weakseg.data.images import image_size, read_large_image, write_mask
 from weakseg.data.samples import Collection, Sample
-from weakseg.data.sources import sample_id, scan
+from weakseg.data.sources import no_images, sample_id, scan
+from weakseg.data.survey import find_reading
 from weakseg.errors import UserError
 from weakseg.export.model import load
 from weakseg.export.runtime import Runtime, on_runtime
@@ -21,6 +25,8 @@ from weakseg.methods import needs_segmenter
 from weakseg.recipe import PredictConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_group
+
+_UNDECIDED = Reading()
 
 __all__ = ["images_in", "predict", "predict_images"]
 
@@ -112,24 +118,36 @@ def _predict_groups(
 
 
 def _predict_large(predictor: Predictor, sample: Sample, folder: Path) -> None:
-    image = read_large_image(sample.image)
+    image = read_large_image(sample.image, reading=sample.reading)
     with Bar(f"tiles of {sample.id}", 0) as bar:
         mask = predictor.predict_tiled(image, done=bar.of)
     del image  # writing needs memory of its own
     write_mask(folder / f"{sample.id}.png", mask)
 
 
-def images_in(path: Path) -> tuple[Sample, ...]:
+def images_in(path: Path, reading: Reading = _UNDECIDED) -> tuple[Sample, ...]:
     """The images of a folder and its sub-folders, or one image, as samples without tags.
+
+    Args:
+        path: Folder or image.
+        reading: How the model's own images were read. What it leaves open (a model of 8-bit images
+            knows no range of more bits) is found in these images together, and said.
 
     Raises:
         UserError: There is no image, or two of them would have one mask.
     """
     if path.is_file():
-        return (Sample(path.stem, path, None),)
-    found = scan(path) if path.is_dir() else []
+        return _read_alike([Sample(path.stem, path, None)], reading)
+    if not path.is_dir():
+        raise UserError(
+            "there is no such folder or image",
+            where=path,
+            mend="give a folder of images, or one image",
+        )
+    others: Counter[str] = Counter()
+    found = scan(path, others=others)
     if not found:
-        raise UserError("holds no images", where=path, mend="give a folder of images, or one image")
+        raise no_images(path, others)
     by_id: dict[str, str] = {}
     for name in found:
         other = by_id.setdefault(sample_id(name), name)
@@ -139,4 +157,11 @@ def images_in(path: Path) -> tuple[Sample, ...]:
                 where=path,
                 mend="rename one of them, so that their names differ in more than the suffix",
             )
-    return tuple(Sample(key, path / name, None) for key, name in by_id.items())
+    return _read_alike([Sample(key, path / name, None) for key, name in by_id.items()], reading)
+
+
+def _read_alike(samples: list[Sample], reading: Reading) -> tuple[Sample, ...]:
+    reading, notes = find_reading(samples, reading)
+    for note in notes:
+        console.print(f"  [dim]{escape(note)}[/dim]")
+    return tuple(replace(sample, reading=reading) for sample in samples)

@@ -18,7 +18,7 @@ from weakseg.config import validate
 from weakseg.console import console
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import save
+from weakseg.export.model import prediction_settings, save
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import build, resolve
 from weakseg.methods.cam import CAM
@@ -128,17 +128,15 @@ def project(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
     model = build(section, backbone_factory(recipe.backbone), len(images.classes))
     assert isinstance(model, CAM) and isinstance(model.head, ProjectedHead)
     parts.load_into(model.backbone, model.head)
-    backbone, inference, file = model.backbone, recipe.predict, config.from_classifier
+    backbone, file = model.backbone, config.from_classifier
     own = recipe.backbone.model_dump(mode="json")
     own |= {"norm": "frozen", "mean": list(backbone.mean), "std": list(backbone.std)}
     predictor = Predictor(
         model.eval(),
         images.classes,
         Normalise(tuple(backbone.mean), tuple(backbone.std)),
-        scales=inference.scales,
-        flip=inference.flip,
-        max_side=inference.max_side,
-        crf=inference.crf,
+        reading=images.reading,
+        **prediction_settings(recipe.predict, segments=False),
     )
     details = {
         "data": images.name,

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from weakseg.config import Frozen, validate
 from weakseg.console import Bar
-from weakseg.data.images import read_image
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
@@ -467,7 +466,7 @@ class _Work:
 
     def _read(self, sample: Sample) -> tuple[np.ndarray, ScoreFile]:
         return (
-            read_image(sample.image, max_side=self._max_side),
+            sample.pixels(self._max_side),
             read_scores(scores_path(self.scores, sample.id)),
         )
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
+from rich.markup import escape
 
-from weakseg.console import track
+from weakseg.console import console, track
 from weakseg.csvfile import write_csv
-from weakseg.data.images import image_size, read_image, read_mask, same_shape
-from weakseg.data.samples import IMAGE_SUFFIXES
+from weakseg.data.images import image_size, read_mask, same_shape
+from weakseg.data.samples import IMAGE_SUFFIXES, Sample
 from weakseg.data.sources import is_background, sample_id, scan
+from weakseg.data.survey import find_reading
 from weakseg.errors import UserError
 from weakseg.ops import MaskQuality, mask_quality
 
@@ -33,9 +35,13 @@ _SIDE = 256  # images are reduced to this longer side: the estimate needs no mor
 class Masked:
     """An image and its mask."""
 
-    id: str
-    image: Path
+    sample: Sample
     mask: Path
+
+    @property
+    def id(self) -> str:
+        """Id of the image."""
+        return self.sample.id
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,13 @@ def match(masks: Path, images: Path) -> list[Masked]:
             mend="name masks after their images, in the same sub-folders "
             f"({', '.join(sorted(IMAGE_SUFFIXES))})",
         )
-    return [Masked(sample_id(n), by_id[sample_id(n)], masks / n) for n in found]
+    samples = [Sample(sample_id(n), by_id[sample_id(n)], None) for n in found]
+    reading, notes = find_reading(samples)
+    for note in notes:
+        console.print(f"  [dim]{escape(note)}[/dim]")
+    return [
+        Masked(replace(s, reading=reading), masks / n) for s, n in zip(samples, found, strict=True)
+    ]
 
 
 def class_names(masks: Path) -> tuple[str, ...]:
@@ -95,8 +107,8 @@ def score_masks(masked: Sequence[Masked]) -> list[Scored]:
     """
 
     def one(pair: Masked) -> Scored:
-        image, mask = read_image(pair.image, max_side=_SIDE), read_mask(pair.mask)
-        height, width = image_size(pair.image)
+        image, mask = pair.sample.pixels(_SIDE), read_mask(pair.mask)
+        height, width = image_size(pair.sample.image)
         if not same_shape((mask.shape[0], mask.shape[1]), (height, width)):
             raise UserError(
                 f"the mask is {mask.shape[1]} x {mask.shape[0]}, another shape than its image of "

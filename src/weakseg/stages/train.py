@@ -20,7 +20,13 @@ from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingFeatures, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
-from weakseg.export.model import find_model, initialise, read_weights, save
+from weakseg.export.model import (
+    find_model,
+    initialise,
+    prediction_settings,
+    read_weights,
+    save,
+)
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
@@ -262,17 +268,14 @@ def save_model(
     """
     if not _is_first():
         return
-    backbone, inference = result.model.backbone, recipe.predict
-    segments = getattr(result.model, "segments", False)
+    backbone = result.model.backbone
+    segments = network["task"] == "segmenter" or getattr(result.model, "segments", False)
     predictor = Predictor(
         result.model,
         images.classes,
         Normalise(tuple(backbone.mean), tuple(backbone.std)),
-        scales=inference.scales,
-        flip=inference.flip,
-        max_side=inference.max_side,
-        tile=inference.tile if network["task"] == "segmenter" or segments else None,
-        crf=inference.crf,
+        reading=images.reading,
+        **prediction_settings(recipe.predict, segments=segments),
     )
     details = {
         "data": images.name,
