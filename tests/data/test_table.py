@@ -83,6 +83,81 @@ def test_half_known_cells_are_pointed_out(tmp_path: Path) -> None:
     assert any("kept as one tag" in note for note in table.notes)
 
 
+SCENES = ("grass", "tree", "sky", "car", "road", "house", "cow", "boat", "water", "bird")
+
+
+def crowded(mark: str, alone: int = 3) -> dict[str, tuple[str, ...]]:
+    """Rows of several tags, of which only some are ever the only one of an image."""
+    rng = np.random.default_rng(0)
+    rows = {f"{i}.jpg": (SCENES[i],) for i in range(alone)}
+    for i in range(alone, 60):
+        own = rng.choice(len(SCENES), rng.integers(2, 5), replace=False)
+        rows[f"{i}.jpg"] = tuple(SCENES[k] for k in own)
+    return rows
+
+
+def table_of(tmp_path: Path, rows: dict[str, tuple[str, ...]], mark: str, kind: str) -> Path:
+    if kind == "jsonl":
+        lines = [json.dumps({"image": n, "labels": mark.join(t)}) for n, t in rows.items()]
+        return write(tmp_path, "\n".join(lines), "a.jsonl")
+    return write(
+        tmp_path, as_csv([["image", "labels"], *([n, mark.join(t)] for n, t in rows.items())], ",")
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("alone", [0, 3, 9])
+@pytest.mark.parametrize("mark", [" ", "  ", "/", " / ", "+", " & ", ":", "_", "-", "\\", ".", "#"])
+def test_cells_that_would_be_many_classes_are_refused(
+    tmp_path: Path, mark: str, alone: int, kind: str
+) -> None:
+    rows = crowded(mark, alone)
+    path = table_of(tmp_path, rows, mark, kind)
+    with pytest.raises(UserError) as caught:
+        read_table(path)
+    whole = len({mark.join(t) for t in rows.values()})
+    assert caught.value.where == str(path)
+    assert str(len(SCENES)) in caught.value.what
+    assert any(str(n) in caught.value.what for n in range(len(SCENES), whole + 1))
+    # Both settings that the error names do what it says.
+    name = mark.strip() or "blank"
+    assert f"separator: {name if name == 'blank' else repr(mark.strip())}" in (
+        caught.value.mend.replace("'\\'", repr("\\"))
+    )
+    assert tags(read_table(path, separator=name)) == rows
+    kept = tags(read_table(path, separator="none"))
+    assert kept == {n: (mark.join(t),) for n, t in rows.items()}
+    # With the list of classes there is no doubt.
+    assert tags(read_table(path, classes=SCENES)) == rows
+
+
+def test_names_of_several_words_are_kept(tmp_path: Path) -> None:
+    """They are no fewer classes when they are cut."""
+    names = [f"{a} {b}" for a, b in zip(SCENES, reversed(SCENES), strict=True)]
+    names += [f"{name} number {i}" for i, name in enumerate(SCENES)]
+    for marked in (
+        names,
+        [n.replace(" ", "_") for n in names],
+        [n.replace(" ", "-") for n in names],
+    ):
+        rows = {f"{i}.jpg": (name,) for i, name in enumerate(marked)}
+        assert tags(read_table(table_of(tmp_path, rows, " ", "csv"))) == rows
+
+
+def test_what_is_left_between_other_marks_is_looked_at(tmp_path: Path) -> None:
+    rows = {name: ("/".join(t), "x") for name, t in crowded("/").items()}
+    with pytest.raises(UserError) as caught:
+        read_table(table_of(tmp_path, rows, ";", "csv"))
+    assert "/" in caught.value.mend
+
+
+@pytest.mark.parametrize("wrong", ["", 3, ["/"]])
+def test_a_separator_is_text(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(UserError) as caught:
+        read_table(write(tmp_path, "image,labels\na,x\n"), separator=wrong)  # type: ignore[arg-type]
+    assert caught.value.where == "data.options.separator"
+
+
 def test_one_separator_for_the_whole_table(tmp_path: Path) -> None:
     table = read_table(write(tmp_path, 'image,labels\na,"salt, fine;bread"\nb,"salt, fine"\n'))
     assert tags(table) == {"a": ("salt, fine", "bread"), "b": ("salt, fine",)}

@@ -75,12 +75,12 @@ def folder(
         classes: Class names in the order of mask ids, or a file with one in each line; by default
             all tags in natural order.
         untagged: ``"drop"`` or ``"negative"`` for images without a tag.
-        options: None are known.
+        options: ``separator``, what stands between tags in a cell of the table; see ``read_table``.
 
     Raises:
         UserError: Something is missing or contradictory; says how to mend it.
     """
-    read_options("folder", options, {})
+    chosen = read_options("folder", options, {"separator": None})
     check_untagged(untagged)
     path = require_folder(root, where="root", mend="give the folder of your images")
     names, notes = class_list(classes, path)
@@ -94,7 +94,7 @@ def folder(
     notes += unread_note(others)
     table = _table_path(labels, path, notes)
     if table is not None:
-        rows = read_table(table, classes=names, untagged=untagged)
+        rows = read_table(table, classes=names, untagged=untagged, separator=chosen["separator"])
         samples = _from_table(path, files, rows, notes)
         tag_source = f"table {table.name}"
     else:

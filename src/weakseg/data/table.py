@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ _LABEL_COLUMNS = (
 _SPLIT_COLUMNS = ("split", "subset", "partition")
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _SHOWN = 8
+_BLANKS = (" ", "blank", "blanks")
+_MARKS = (" ", ",", ";", "|", "/", "\\", "+", "&", ":", "#", "~", "_", "-", ".")
+"""What may stand between tags of one cell."""
+_MANY_TAGS = 8  # classes below which nothing can be said about how cells would be cut
+_FAR_FEWER = 0.5  # share of the classes that are left when cells are cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +129,39 @@ class _Raw:
 
 
 def read_table(
-    path: str | Path, *, classes: Sequence[str] | None = None, untagged: Untagged | None = None
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    untagged: Untagged | None = None,
+    separator: str | None = None,
 ) -> TagTable:
     """Reads a tag table.
 
     Tags in one cell are separated by ``;`` or ``|``, else by ``,`` (in CSV inside quotes), else by
     blanks if each word is a known class: one of ``classes`` or, without them, the whole content
-    of another cell. One separator holds for the whole table.
+    of another cell. Between ``classes``, slashes and other marks separate too. One separator
+    holds for the whole table. Where cells that would be taken whole are far fewer classes once
+    they are cut at blanks or at a mark, that is an error, and ``separator`` decides.
 
     Args:
         path: ``.jsonl`` or ``.ndjson`` (objects with ``image`` and ``labels``), ``.parquet``,
             ``.npy`` (label vectors in the order of ``classes``), anything else as delimited text.
         classes: Allowed tags; None allows any.
         untagged: What an empty cell means; ``"drop"`` yields rows with tags None.
+        separator: What stands between tags of one cell, such as ``"/"``; ``"blank"`` for blanks,
+            ``"none"`` where each cell is one tag; None as above. Lists of tags are never cut.
 
     Raises:
-        UserError: The file cannot be read, or rows of it cannot be used (all of them are named).
+        UserError: The file cannot be read, it is not clear what separates tags, or rows of it cannot be used (all of them are named).
     """
     path = Path(path)
     check_untagged(untagged)
+    if separator is not None and not (isinstance(separator, str) and separator):
+        raise UserError(
+            f"separator is {separator!r}",
+            where="data.options.separator",
+            mend="give the characters between tags, such as '/', or blank, or none",
+        )
     if not path.is_file():
         raise UserError("there is no such table", where=path, mend="check the path of the labels")
     problems = Problems(path)
@@ -155,7 +174,7 @@ def read_table(
         raws, notes = _read_parquet(path, classes, problems)
     else:
         raws, notes = _read_delimited(path, classes, problems)
-    notes += _cut_cells(raws, classes)
+    notes += _cut_cells(raws, classes, separator, path)
     rows, more = _validated(raws, classes, untagged, problems)
     problems.check()
     if not rows:
@@ -487,51 +506,109 @@ def _is_headless(record: Sequence[str]) -> bool:
 # --- cells ----------------------------------------------------------------------------------
 
 
-def _cut_cells(raws: list[_Raw], classes: Sequence[str] | None) -> list[str]:
+def _cut_cells(
+    raws: list[_Raw], classes: Sequence[str] | None, separator: str | None, path: Path
+) -> list[str]:
     """Cuts all text cells into tags, in place, with one separator for the whole table."""
     cells = {tidy(raw.cell) for raw in raws if isinstance(raw.cell, str)} - {""}
     if not cells:
         return []
     whole = {tidy(name) for name in classes or ()}
-    words = whole or {cell for cell in cells if len(cell.split()) == 1}
-    pattern, note = _separator(cells - whole, words)
+    cut, note, sure = _cutter(cells, whole, separator)
     notes = [note]
+    words = _alone(cells, whole)
+    tags: set[str] = set()
     doubtful = []
     for raw in raws:
         if not isinstance(raw.cell, str):
             continue
         cell = tidy(raw.cell)
+        raw.cell = (cell,) if cell in whole else cut(cell)
+        tags.update(raw.cell)
         tokens = cell.split()
-        if cell in whole or (pattern is None and len(tokens) < 2):
-            raw.cell = (cell,) if cell else ()
-        elif pattern is not None:
-            raw.cell = tuple(tag for tag in map(tidy, re.split(pattern, cell)) if tag)
-        elif all(token in words for token in tokens):
-            raw.cell = tuple(tokens)
-        else:
+        if raw.cell == (cell,) and len(tokens) > 1:
             doubtful += [cell] * any(token in words for token in tokens)
-            raw.cell = (cell,)
-    if doubtful and not whole:
-        notes.append(
-            f"{doubtful[0]!r} and {len(set(doubtful)) - 1} other cells were kept as one tag, "
-            "although a part of them is a tag elsewhere; list the classes to have them cut."
-        )
+    if separator is None and not whole:
+        _refuse_uncut(tags, path)
+        if doubtful and not sure:
+            notes.append(
+                f"{doubtful[0]!r} and {len(set(doubtful)) - 1} other cells were kept as one tag, "
+                "although a part of them is a tag elsewhere; list the classes to have them cut."
+            )
     return notes
 
 
-def _separator(cells: Iterable[str], words: set[str]) -> tuple[str | None, str]:
-    """A pattern to cut at, or None for blanks between known words; and what to say about it."""
-    text = "\n".join(cells)
-    marks = [mark for mark in ";|" if mark in text]
+Cut = Callable[[str], tuple[str, ...]]
+
+
+def _cutter(cells: set[str], whole: set[str], separator: str | None) -> tuple[Cut, str, bool]:
+    """What cuts a cell into tags, what to say about it, and whether a mark was seen or given."""
+
+    def uncut(cell: str) -> tuple[str, ...]:
+        return (cell,) if cell else ()
+
+    if separator == "none":
+        return uncut, "each cell is one tag (separator: none).", True
+    if separator is not None:
+        shown = "blanks" if separator in _BLANKS else f"{separator.strip()!r}"
+        return _at(separator), f"tags are separated by {shown} (separator).", True
+    text = "\n".join(cells - whole)
+    marks = [mark for mark in ";|" if mark in text] or ["," for _ in "," if "," in text]
     if marks:
         shown = " or ".join(f"'{mark}'" for mark in marks)
-        return f"[{''.join(marks)}]", f"tags are separated by {shown}."
-    if "," in text:
-        return ",", "tags are separated by ','."
-    tokens = [cell.split() for cell in cells]
-    if any(len(t) > 1 and all(word in words for word in t) for t in tokens):
-        return None, "tags are separated by blanks."
-    return None, "each image has one tag at most."
+        return _pattern(f"[{''.join(marks)}]"), f"tags are separated by {shown}.", True
+    words = _alone(cells, whole)
+    for mark in _MARKS if whole else " ":
+        parts = [_at(mark)(cell) for cell in cells - whole]
+        if any(len(p) > 1 and all(tag in words for tag in p) for p in parts):
+            shown = "blanks" if mark == " " else f"'{mark}'"
+            return _between(words, mark), f"tags are separated by {shown}.", False
+    return uncut, "each image has one tag at most.", False
+
+
+def _between(words: set[str], mark: str) -> Cut:
+    """Cuts at a mark, where all that is left are known words."""
+    at = _at(mark)
+
+    def cut(cell: str) -> tuple[str, ...]:
+        found = at(cell)
+        return found if all(tag in words for tag in found) else (cell,)
+
+    return cut
+
+
+def _alone(cells: set[str], whole: set[str]) -> set[str]:
+    """What blanks may be between: known classes, or else words that are the whole content of a cell."""
+    return whole or {cell for cell in cells if len(cell.split()) == 1}
+
+
+def _at(separator: str) -> Cut:
+    """Cuts at a separator: blanks of any number and kind, or these characters as they stand."""
+    if separator in _BLANKS:
+        return lambda cell: tuple(cell.split())
+    return _pattern(re.escape(separator.strip()))
+
+
+def _pattern(pattern: str) -> Cut:
+    return lambda cell: tuple(tag for tag in map(tidy, re.split(pattern, cell)) if tag)
+
+
+def _refuse_uncut(tags: set[str], path: Path) -> None:
+    """Raises a UserError where tags that look like several would be far fewer if they were cut."""
+    cut = {mark: {part for tag in tags for part in _at(mark)(tag)} for mark in _MARKS}
+    mark, parts = min(cut.items(), key=lambda item: len(item[1]))
+    if len(tags) < _MANY_TAGS or len(parts) > _FAR_FEWER * len(tags):
+        return
+    longest = max(sorted(tags), key=lambda tag: len(_at(mark)(tag)))
+    shown = ", ".join(sorted(parts)[:4]) + (", ..." if len(parts) > 4 else "")
+    words, value = ("blanks", "blank") if mark == " " else (repr(mark), f"'{mark}'")
+    raise UserError(
+        f"cells seem to hold several tags with {words} between them: taken whole they are "
+        f"{len(tags)} classes (such as {longest!r:.80}), cut there {len(parts)} ({shown})",
+        where=path,
+        mend=f"say which: data.options.separator: {value} cuts them there (--set "
+        f'"data.options.separator={value}"), data.options.separator: none takes each as one class',
+    )
 
 
 def _validated(
