@@ -128,6 +128,7 @@ def tables() -> dict[str, Callable[[], list[str]]]:
         "transformers": _on_transformers,
         "compare-shapes": _compared_on_shapes,
         "compare-voc": _compared_on_voc,
+        "photo": _photo,
         "refinement": lambda: [*_refinement(), "", *_refined_shapes()],
         "rules": _rules,
         "rules-by-scores": _rules_by_scores,
@@ -189,6 +190,24 @@ def _compared_on_voc() -> list[str]:
         cells += [_spread([rows[key]["miou"]]) + own if key in rows else "" for key in of]
         cells.append(f"{float(mask['step_cost']):.1f}")
         lines.append("| " + " | ".join([f"`{method}`", *cells]) + " |")
+    return lines
+
+
+def _photo() -> list[str]:
+    """What shipped recipes reach on the VOC subset, by stage."""
+    stages = {"seed": "seeds", "refined: pamr": "after PAMR", "mask": "masks", "segmenter": "model"}
+    found: dict[tuple[str, str, str], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in _read("quality.csv"):
+        shown = row["budget"].startswith("default/") and row["rule"] != "oracle"
+        if shown and row["stage"] in stages:
+            label = row["budget"] + (f", {row['variant']}" if row["variant"] else "")
+            found[label, row["stage"], row["list"]][row["seed"]] = row
+    lines = ["| recipe | stage | images | mIoU | FP | FN | seeds |", "|" + "---|" * 7]
+    for (label, stage, images), rows in found.items():
+        cells = [_spread([r[key] for r in rows.values()]) for key in ("miou", "fp", "fn")]
+        lines.append(
+            "| " + " | ".join([f"`{label}`", stages[stage], f"`{images}`", *cells, str(len(rows))]) + " |"
+        )
     return lines
 
 
