@@ -206,7 +206,9 @@ def _photo() -> list[str]:
     for (label, stage, images), rows in found.items():
         cells = [_spread([r[key] for r in rows.values()]) for key in ("miou", "fp", "fn")]
         lines.append(
-            "| " + " | ".join([f"`{label}`", stages[stage], f"`{images}`", *cells, str(len(rows))]) + " |"
+            "| "
+            + " | ".join([f"`{label}`", stages[stage], f"`{images}`", *cells, str(len(rows))])
+            + " |"
         )
     return lines
 

@@ -199,6 +199,7 @@ class Predictor:
         crf: Preset of a dense CRF on the probabilities of ``predict``, at the reduced size.
         threshold: Background score; for models that give no background map.
         head: Head of the method.
+        place: Where the cells of its maps are taken to lie, as in the seeds of its run.
         reading: How pixels of image files become 8-bit RGB: as those that the model was trained on.
         details: Everything else that the model folder says.
     """
@@ -213,6 +214,7 @@ class Predictor:
     crf: Literal["soft", "label", "deeplab"] | None = None
     threshold: float | None = None
     head: str | None = None
+    place: Placing = "cells"
     reading: Reading = Reading()
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -266,6 +268,7 @@ class Predictor:
                 scales=self.scales,
                 flip=self.flip,
                 head=self.head,
+                place=self.place,
             )
         return self.posterior(maps, tags)
 

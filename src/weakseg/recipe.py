@@ -127,11 +127,6 @@ class InferenceConfig(Frozen):
     batch: PositiveInt = Field(
         8, description="largest number of images of one size in a forward pass"
     )
-    place: Literal["cells", "stretch", "crop"] = Field(
-        "cells",
-        description="where the cells of maps lie: cells = where the network looks; stretch = evenly "
-        "over the image; crop = evenly over whole cells, cut to the image (irn, Puzzle-CAM)",
-    )
 
     @field_validator("scales")
     @classmethod
@@ -148,6 +143,11 @@ class SeedsConfig(InferenceConfig):
     flip: bool = True
     head: str | None = Field(
         None, description="head of the method that makes seeds; null = its first"
+    )
+    place: Literal["cells", "stretch", "crop"] = Field(
+        "cells",
+        description="where the cells of maps lie: cells = where the network looks; stretch = evenly "
+        "over the image; crop = evenly over whole cells, cut to the image (irn, Puzzle-CAM)",
     )
     stride: PositiveInt = Field(4, description="pixels of the image in one cell of a stored map")
     dtype: Literal["uint8", "float16"] = "uint8"

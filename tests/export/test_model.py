@@ -285,3 +285,21 @@ def test_a_card_shows_names_as_they_are(name: str, folders, tmp_path: Path):
         return [t.type for token in tokens for t in [token, *(token.children or [])]]
 
     assert shape(name) == shape("x")
+
+
+def test_a_model_folder_places_maps_as_its_run_did(tmp_path, tiny_spec):
+    model = build({"name": "cam"}, backbone_factory(tiny_spec), 2)
+    normalise = Normalise((0.5,) * 3, (0.5,) * 3)
+    network = {
+        "task": "method",
+        "method": {"name": "cam"},
+        "backbone": tiny_spec.model_dump(mode="json"),
+    }
+    images = torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8)
+    found = {}
+    for place in ("cells", "stretch"):
+        predictor = Predictor(model.eval(), ("a", "b"), normalise, place=place, threshold=0.4)
+        save(tmp_path / place, predictor, network, {})
+        found[place] = load(tmp_path / place).probabilities(images)
+        assert torch.equal(found[place], predictor.probabilities(images))
+    assert not torch.equal(found["cells"], found["stretch"])

@@ -37,7 +37,7 @@ from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.checkpoint import require_finite
 from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
-from weakseg.recipe import PredictConfig, ReadBands, ReadDepth, Recipe, load_recipe
+from weakseg.recipe import ReadBands, ReadDepth, Recipe, load_recipe
 from weakseg.runfolder import RunFolder
 from weakseg.training.segmenter import Segmenter
 
@@ -79,6 +79,7 @@ class _Inference(_Part):
     tile: PositiveInt | None = None  # older folders do not say
     crf: Literal["soft", "label", "deeplab"] | None = None
     head: str | None
+    place: Literal["cells", "stretch", "crop"] = "cells"
     threshold: float | None
 
 
@@ -237,6 +238,7 @@ def save(
             "tile": predictor.tile,
             "crf": predictor.crf,
             "head": predictor.head,
+            "place": predictor.place,
             "threshold": predictor.threshold,
         },
         "details": dict(details),
@@ -246,17 +248,19 @@ def save(
         temporary.write_text(card(config), encoding="utf-8")
 
 
-def prediction_settings(config: PredictConfig, *, segments: bool) -> dict[str, Any]:
+def prediction_settings(recipe: Recipe, *, segments: bool) -> dict[str, Any]:
     """The settings of a :class:`~weakseg.inference.Predictor` that a recipe's ``predict`` names.
 
     Tiles are for networks that segment: a classifier's maps are divided by their maximum.
     """
+    config = recipe.predict
     return {
         "scales": config.scales,
         "flip": config.flip,
         "max_side": config.max_side,
         "tile": config.tile if segments else None,
         "crf": config.crf,
+        "place": "cells" if segments else recipe.seeds.place,
     }
 
 
@@ -281,7 +285,7 @@ def update_models(run: RunFolder, recipe: Recipe) -> None:
             **before,
             "inference": {
                 **before["inference"],
-                **prediction_settings(recipe.predict, segments=segments),
+                **prediction_settings(recipe, segments=segments),
                 "threshold": threshold,
             },
             "details": details if rule is None else {**details, "threshold rule": rule},
@@ -368,6 +372,7 @@ def _load(folder: Path) -> Model:
         crf=inference.get("crf"),
         threshold=threshold,
         head=inference["head"],
+        place=inference.get("place", "cells"),
         reading=_reading(config["preprocessing"]),
         details=details,
         network={key: config[key] for key in _NETWORK if key in config},

@@ -136,7 +136,7 @@ def project(folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
         images.classes,
         Normalise(tuple(backbone.mean), tuple(backbone.std)),
         reading=images.reading,
-        **prediction_settings(recipe.predict, segments=False),
+        **prediction_settings(recipe, segments=False),
     )
     details = {
         "data": images.name,

@@ -275,7 +275,7 @@ def save_model(
         images.classes,
         Normalise(tuple(backbone.mean), tuple(backbone.std)),
         reading=images.reading,
-        **prediction_settings(recipe.predict, segments=segments),
+        **prediction_settings(recipe, segments=segments),
     )
     details = {
         "data": images.name,
