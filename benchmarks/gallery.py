@@ -175,9 +175,9 @@ def _painted(
 def _cells(model: ACR, batch: Batch) -> list[np.ndarray]:
     pictures = model._pictures(batch.images)
     maps, _ = model.classifier.classify(batch)
-    segment = model._segment(maps, batch.tags, pictures, _draw(batch.tags))
-    features = model.reconstructor.features(model.encoder(batch.images)[-3:])
-    from_rest, from_segment = model._paint([features] * 2, [1 - segment, segment])
+    segment, places = model._segment(maps, batch, _draw(batch.tags)), model._places(batch.images)
+    features = model.reconstructor.features(model.encoder(batch.images)[-3:], places)
+    from_rest, from_segment = model._paint([features] * 2, [1 - segment, segment], places)
 
     def cell(picture: Tensor) -> np.ndarray:
         rgb = model.backbone.pictures(picture, (picture.shape[-2], picture.shape[-1]))

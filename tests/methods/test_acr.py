@@ -20,6 +20,7 @@ from weakseg.methods import Batch, Classifier, Maps, Method, build, resolve
 from weakseg.methods.acr import ACR, _draw
 from weakseg.networks.backbone import MakeBackbone, backbone_factory, make_backbone
 from weakseg.networks.spec import BackboneSpec
+from weakseg.ops import Cells
 from weakseg.recipe import load_recipe, shipped_recipes
 from weakseg.stages.train import start_backbone
 from weakseg.training.config import TrainConfig
@@ -117,14 +118,17 @@ class Given(Classifier):
 
     terms = ("cls",)
 
-    def __init__(self, make_backbone: MakeBackbone, classes: int, maps: Callable) -> None:
+    def __init__(
+        self, make_backbone: MakeBackbone, classes: int, maps: Callable, cells: Cells | None = None
+    ) -> None:
         super().__init__(make_backbone, classes, Frozen())
         self.backbone = make_backbone()
         self.maps = maps
+        self.cells = cells
 
     def classify(self, batch: Batch) -> tuple[Maps, dict[str, Tensor]]:
         zero = next(self.backbone.parameters()).sum() * 0
-        return Maps(self.maps(batch) + zero, kind="logit"), {"cls": zero}
+        return Maps(self.maps(batch) + zero, kind="logit", cells=self.cells), {"cls": zero}
 
 
 class Painter(nn.Module):
@@ -134,10 +138,10 @@ class Painter(nn.Module):
         super().__init__()
         self.given: list[Tensor] = []
 
-    def features(self, levels: list[Tensor]) -> Tensor:
+    def features(self, levels: list[Tensor], cells: Any) -> Tensor:
         return levels[0].mean(1, keepdim=True)
 
-    def forward(self, features: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, features: Tensor, keep: Tensor, cells: Any) -> Tensor:
         self.given.append(keep)
         return keep.expand(-1, 3, -1, -1) + 0 * features.mean()
 
@@ -255,6 +259,37 @@ def test_coarser_painting_sees_the_same_image(tiny_spec: BackboneSpec):
     model.phases()["classifier"].losses(batch, 0.5)
     assert painter.given[0].shape == (4, 1, 32, 32)
     torch.testing.assert_close(model._pictures(batch.images), F.avg_pool2d(batch.images, 2))
+
+
+@pytest.mark.parametrize("detail", [1, 2])
+def test_segments_lie_where_the_cells_of_the_maps_lie(detail: int, tiny_spec: BackboneSpec):
+    """And where the code spreads them evenly, with place: stretch."""
+    maps, row = torch.zeros(1, K, 8, 8), np.array([0.0, 0.1, 0.3, 1.0, 0.5, 0.2, 0.1, 0.0])
+    maps[:, 1] = torch.from_numpy(row)
+    at = detail * np.arange(64 // detail) + (detail - 1) / 2  # middles of what is painted
+    for place, cell in (("cells", at / 8), ("stretch", (at + 0.5) / 8 - 0.5)):
+        model, painter = told(tiny_spec, maps, place=place, detail=detail)
+        model.classifier = Given(
+            backbone_factory(tiny_spec), K, lambda _: maps, Cells((8, 8), (0, 0))
+        )
+        with torch.no_grad():
+            model.phases()["classifier"].losses(one_class(1), 0.5)
+        found = painter.given[0][0, 0].numpy()
+        wanted = np.broadcast_to(np.interp(cell, np.arange(8), row), found.shape)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_the_reconstructor_is_told_where_its_features_lie(tiny_spec: BackboneSpec):
+    model = new(tiny_spec, detail=2)
+    given = []
+    painted = model.reconstructor.forward
+    model.reconstructor.forward = lambda f, k, c: (given.append(c), painted(f, k, c))[1]  # type: ignore[method-assign]
+    for phase in model.phases().values():
+        phase.losses(batch_of(), 0.5)
+    (stride, _), (offset, _) = (lambda c: (c.stride, c.offset))(model.encoder.cells((64, 64))[-3])
+    middle = (offset - 0.5) / 2  # pixels 0 and 1 are the first one that is painted
+    assert given == [Cells((stride / 2, stride / 2), (middle, middle))] * 2
+    assert new(tiny_spec, place="stretch")._places(torch.zeros(1, 3, 64, 64)) is None
 
 
 # -- guards
@@ -490,7 +525,7 @@ def test_presets_give_way_to_keys_beside_them():
     assert (of(preset="narrow").width, of(preset="narrow").detail) == (16, 2)
     paper = of(preset="paper", depth=7)
     assert (paper.t, paper.nt, paper.start, paper.dropout) == (0.8, 0.3, 0, 0.5)
-    assert (paper.depth, paper.guard) == (7, 0)
+    assert (paper.depth, paper.guard, paper.place, paper.merge) == (7, 0, "stretch", "range")
     assert of().guard == 1
     assert of(**paper.model_dump(mode="json")) == paper
     with pytest.raises(UserError, match="preset"):
@@ -545,10 +580,16 @@ def test_inferability_measures_precision(tiny_spec: BackboneSpec):
     model.eval()
     unseen, exact = F.avg_pool2d(images[128:], 2), F.max_pool2d(masks[128:], 2)
     with torch.inference_mode():
-        features = model.reconstructor.features(model.encoder(images[128:])[-3:])
+        places = model._places(images)
+        assert places is not None
+        features = model.reconstructor.features(model.encoder(images[128:])[-3:], places)
 
         def error(hidden: Tensor) -> float:
-            off = (model.reconstructor(features, 1 - hidden) - unseen).abs().mean(1, keepdim=True)
+            off = (
+                (model.reconstructor(features, 1 - hidden, places[0]) - unseen)
+                .abs()
+                .mean(1, keepdim=True)
+            )
             return ((off * hidden).sum() / hidden.sum()).item()
 
         found = error(exact), error(halved(exact)), error(dilated(exact, 2))

@@ -12,6 +12,7 @@ from weakseg.methods import Batch, build
 from weakseg.methods.puzzle import Puzzle, merge, tile
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
+from weakseg.ops import Cells
 
 STRIDE, K = 4, 3
 
@@ -24,6 +25,9 @@ class Fake(nn.Module):
         self.context = context
         self.levels = (Level("C1", 3, STRIDE),)
         self.weight = nn.Parameter(torch.eye(3)[..., None, None])
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        return (Cells((STRIDE, STRIDE), (1.5, 1.5)),)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         if self.context == "cropped":  # a convolution without padding
@@ -177,6 +181,25 @@ def test_crops_that_do_not_divide_are_padded(name: str):
         terms = model.losses(batch, 0.9)
         by_hand = model.losses(Batch(padded, batch.tags, batch.ids), 0.9)
     torch.testing.assert_close(terms, by_hand)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "tf_mobilenetv3_small_minimal_100", "torchvision/resnet18"]
+)
+def test_cells_of_tiles_lie_where_those_of_the_whole_image_do(name: str):
+    """So that maps of tiles, laid side by side, can be compared with the image's cell by cell."""
+    backbone = build(
+        {"name": "cam"},
+        backbone_factory(BackboneSpec(name=name, pretrained=False, output_stride=16)),
+        K,
+    ).backbone
+    for side in (96, 160, 480):  # as padded, for 2 and for 3 tiles
+        for tiles in (2, 3):
+            if side % (16 * tiles):
+                continue
+            whole, part = (backbone.cells((n, n))[-1] for n in (side, side // tiles))
+            assert part == whole
+            assert part.stride == (16, 16)  # so tiles begin where cells begin
 
 
 def test_a_backbone_that_does_not_divide_images_is_refused_with_the_size():

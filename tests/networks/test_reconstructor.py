@@ -7,6 +7,7 @@ from torch import Tensor
 
 from weakseg.networks.backbone import Level
 from weakseg.networks.reconstructor import Reconstructor, _doubled, _MaskedTaps
+from weakseg.ops import Cells, place
 
 LEVELS = (Level("C3", 8, 8), Level("C4", 12, 16), Level("C5", 16, 16))
 SIZES = [(64, 64), (65, 47), (40, 90)]
@@ -19,13 +20,16 @@ def levels_of(height: int, width: int, batch: int = 2) -> list[Tensor]:
     ]
 
 
+@pytest.mark.parametrize("cells", [None, Cells((8, 8), (0, 0)), Cells((4, 8), (-1.25, 7))])
 @pytest.mark.parametrize("size", SIZES)
-def test_masked_entry_is_the_convolution_of_enlarged_and_masked_features(size: tuple[int, int]):
+def test_masked_entry_is_the_convolution_of_enlarged_and_masked_features(
+    size: tuple[int, int], cells: Cells | None
+):
     network = Reconstructor(LEVELS, width=4, depth=3)
     features = network.features(levels_of(*size)).detach().requires_grad_()
     keep = torch.rand(2, 1, *size, requires_grad=True)
-    found = network._masked_entry(features, keep)
-    enlarged = F.interpolate(features, size, mode="bilinear", align_corners=False)
+    found = network._masked_entry(features, keep, cells)
+    enlarged = place(features, cells, size, size)
     wanted = network.entry(enlarged * keep)
     torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
     above = torch.randn_like(wanted)
@@ -37,6 +41,28 @@ def test_masked_entry_is_the_convolution_of_enlarged_and_masked_features(size: t
     )
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+
+
+def test_levels_meet_where_their_cells_lie():
+    """Levels that hold the column at each cell's centre, and projections that pass one channel on."""
+    network = Reconstructor(LEVELS, width=4, depth=3)
+    cells = [Cells((8, 8), (0, 0)), Cells((16, 16), (0, 0)), Cells((16, 16), (15, 15))]
+    counts = (8, 4, 4)
+    levels = []
+    for level, own, count, project in zip(LEVELS, cells, counts, network.projections, strict=True):
+        columns = own.offset[1] + own.stride[1] * torch.arange(float(count))
+        levels.append(columns.expand(1, level.channels, count, -1).contiguous())
+        with torch.no_grad():
+            project.weight.fill_(1 / level.channels)
+    found = network.features(levels, cells).detach()[0, :, 4].split([4, 8, 16])
+    columns = 8 * torch.arange(8.0)
+    for part, nearest in zip(
+        found, (columns, columns.clamp(max=48), columns.clamp(min=15)), strict=True
+    ):
+        torch.testing.assert_close(part, nearest.expand_as(part))
+    evenly = network.features(levels)[:, 4:12]
+    wanted = F.interpolate(levels[1][:, :1], (8, 8), mode="bilinear").expand(-1, 8, -1, -1)
+    torch.testing.assert_close(evenly, wanted)
 
 
 def test_doubling_convolution_is_the_convolution_of_the_doubled():
@@ -120,7 +146,8 @@ def test_backward_inside_autocast_is_not_rounded():
     taps, keep = torch.randn(2, 16, 4, 8, 8, requires_grad=True), torch.rand(2, 1, 64, 64)
     keep.requires_grad_()
     above = torch.randn(2, 4, 32, 32)
-    painted = _MaskedTaps.apply(taps, keep)
+    cells = Cells.spanning((64, 64), (8, 8))
+    painted = _MaskedTaps.apply(taps, keep, cells)
     wanted = torch.autograd.grad(painted, (taps, keep), above, retain_graph=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = torch.autograd.grad(painted, (taps, keep), above)

@@ -32,8 +32,11 @@ defaults of ``t``, ``nt``, ``start`` and ``dropout`` are stronger (docs/methods/
 of ones in M grows from .2 by one point in each of 40 epochs. The code's trainer goes on for 60
 epochs at the last learning rate, and picks the epoch by masks: we do neither. By default a map whose
 range is below 1 passes on its gradient in that proportion (``guard``), which the code does not do:
-else weak maps can go out altogether. The arg-max is that of all maps enlarged, as in the code. The
-reconstructor is built for any size of image
+else weak maps can go out altogether. The arg-max is that of all maps enlarged, as in the code, but by
+default maps and features are enlarged by where their cells lie (``place``; the code spreads them
+evenly over the image). Its seeds are clipped at zero when they are enlarged, and the range of their
+sum is brought to [0, 1] (``merge: range``); ours are clipped on their cells and divided by their
+maximum, as those of the other classifiers. The reconstructor is built for any size of image
 (:mod:`weakseg.networks.reconstructor`). ``acr+vit`` takes the multi-class-token transformer for
 both networks; the paper names the combination and published no code: its maps c are the fused ones,
 which are exactly 0 outside, and everything else is as above.
@@ -43,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +70,7 @@ from weakseg.methods.base import (
 from weakseg.networks.backbone import Backbone, MakeBackbone
 from weakseg.networks.heads import CAMHead
 from weakseg.networks.reconstructor import Reconstructor
+from weakseg.ops import Cells, place
 
 __all__ = ["ACR", "PRESETS"]
 
@@ -77,6 +82,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "nt": 0.3,
         "start": 0.0,
         "guard": 0.0,
+        "place": "stretch",
+        "merge": "range",
         "dropout": 0.5,
         "depth": 8,
     },
@@ -119,7 +126,7 @@ class ACR(Method):
         preset: Literal["default", "narrow", "paper"] = Field(
             "default",
             description="narrow = a small reconstructor for small machines (width 16, detail 2); "
-            "paper = weights and depth of the published code",
+            "paper = the published code",
         )
         classifier: dict[str, Any] = Field(
             default_factory=lambda: {"name": "cam"},
@@ -177,6 +184,17 @@ class ACR(Method):
         )
         dropout: float = Field(
             0.0, ge=0, lt=1, description="of the reconstructor's deep layers (code: .5)"
+        )
+        place: Literal["cells", "stretch"] = Field(
+            "cells",
+            description="where cells of maps and features lie in the losses: cells = where the "
+            "networks look; stretch = evenly over the image (code)",
+        )
+        merge: Literal["maximum", "range"] = Field(
+            "maximum",
+            description="how logit maps of scales become seeds: maximum = clipped on their cells, "
+            "the sum divided by its maximum; range = clipped when they are enlarged, the range of "
+            "the sum brought to [0, 1] (code)",
         )
 
         @model_validator(mode="before")
@@ -245,7 +263,9 @@ class ACR(Method):
 
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """The classifier's maps."""
-        return self.classifier(images, head)
+        maps = self.classifier(images, head)
+        as_range = self.config.merge == "range" and maps.kind == "logit"
+        return replace(maps, kind="unit") if as_range else maps
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The classifier's features."""
@@ -275,15 +295,17 @@ class ACR(Method):
         self._remember(batch.tags, drawn)
         with torch.no_grad(), _fixed(self.classifier):
             maps, _ = self.classifier.classify(batch)
-            segment = self._segment(maps, batch.tags, images, drawn)
+            segment = self._segment(maps, batch, drawn)
         hiding = self._grid(images, progress) if c.srf else torch.ones_like(segment)
         levels = self.encoder(batch.images)
         logits = self.encoder_head(levels[-1]).mean((2, 3)).float()
-        features = self.reconstructor.features(levels[-_LEVELS:])
+        places = self._places(batch.images)
+        features = self.reconstructor.features(levels[-_LEVELS:], places)
         hidden_t, hidden_nt = segment * hiding, (1 - segment) * hiding
         full, from_rest, from_segment = self._paint(
             [features.detach(), features, features],
             [torch.ones_like(segment), 1 - hidden_t, 1 - hidden_nt],
+            places,
         )
         enough = (1 - hidden_t).mean((1, 2, 3), keepdim=True) > c.least
         terms = {
@@ -303,13 +325,14 @@ class ACR(Method):
             return terms
         images = self._pictures(batch.images)
         drawn = _draw(batch.tags) if drawn is None else drawn
-        segment = self._segment(maps, batch.tags, images, drawn)
+        segment = self._segment(maps, batch, drawn)
         with torch.no_grad():
-            best = _enlarged(maps.scores, images).argmax(1, keepdim=True)
+            best = self._enlarged(maps.scores, maps, batch.images).argmax(1, keepdim=True)
             is_best = (best == drawn[..., None, None]).float()
             with _fixed(self.encoder):
                 levels = self.encoder(batch.images)[-_LEVELS:]
-            features = self.reconstructor.features(levels)
+            places = self._places(batch.images)
+            features = self.reconstructor.features(levels, places)
         tagged = batch.tags.any(1)[:, None, None, None]
         outside = ((segment.detach() == 0) & tagged).float()
         opposed = {  # what is fed, where its painting is judged, weight
@@ -319,7 +342,7 @@ class ACR(Method):
         opposed = {name: term for name, term in opposed.items() if term[2]}
         with _fixed(self.reconstructor):
             painted = self._paint(
-                [features] * len(opposed), [fed for fed, _, _ in opposed.values()]
+                [features] * len(opposed), [fed for fed, _, _ in opposed.values()], places
             )
         for (name, (_, where, weight)), found in zip(opposed.items(), painted, strict=True):
             terms[name] = -weight * ((found - images).abs() * where).mean()
@@ -360,9 +383,9 @@ class ACR(Method):
             return None
         return self._drawn[1].pop(int(tags.storage_offset()), None)
 
-    def _segment(self, maps: Maps, tags: Tensor, images: Tensor, drawn: Tensor) -> Tensor:
-        """c in [0, 1] of the drawn class of each image, (B, 1, H, W) as the images; 0 without a tag."""
-        tagged = tags.any(1)
+    def _segment(self, maps: Maps, batch: Batch, drawn: Tensor) -> Tensor:
+        """c in [0, 1] of the drawn class of each image, (B, 1, H, W) as pictures; 0 without a tag."""
+        tagged = batch.tags.any(1)
         scores = maps.scores.float()
         own = scores.gather(1, drawn[..., None, None].expand(-1, 1, *scores.shape[-2:])).relu()
         low, high = own.amin((2, 3), keepdim=True), own.amax((2, 3), keepdim=True)
@@ -372,7 +395,21 @@ class ACR(Method):
             # out, and an empty segment gives nothing away.
             steady = ((high - low).detach() / self.config.guard).clamp(max=1)
             c = steady * c + (1 - steady) * c.detach()
-        return _enlarged(c, images).clamp(0, 1)
+        return self._enlarged(c, maps, batch.images).clamp(0, 1)
+
+    def _enlarged(self, scores: Tensor, maps: Maps, images: Tensor) -> Tensor:
+        """Scores in the cells of ``maps``, at the pixels in which the images are painted."""
+        cells = maps.cells if self.config.place == "cells" else None
+        height, width = images.shape[-2:]
+        painted = (-(-height // self.config.detail), -(-width // self.config.detail))
+        return place(scores, cells, (height, width), painted)
+
+    def _places(self, images: Tensor) -> tuple[Cells, ...] | None:
+        """Where the cells of the encoder's last levels lie, in pixels of what is painted."""
+        if self.config.place == "stretch":
+            return None
+        cells = self.encoder.cells((images.shape[-2], images.shape[-1]))[-_LEVELS:]
+        return tuple(cell.reduced(self.config.detail) for cell in cells)
 
     def _grid(self, images: Tensor, progress: float) -> Tensor:
         """M (B, 1, H, W), 1 where the segment decides what is hidden."""
@@ -384,9 +421,12 @@ class ACR(Method):
         cells = torch.rand(len(images), 1, grid, grid, device=images.device) < share
         return F.interpolate(cells.float(), images.shape[-2:])
 
-    def _paint(self, features: list[Tensor], keep: list[Tensor]) -> tuple[Tensor, ...]:
+    def _paint(
+        self, features: list[Tensor], keep: list[Tensor], places: tuple[Cells, ...] | None
+    ) -> tuple[Tensor, ...]:
         """One painting (B, 3, H, W) for each pair, in one pass."""
-        painted = self.reconstructor(torch.cat(features), torch.cat(keep))
+        cells = None if places is None else places[0]
+        painted = self.reconstructor(torch.cat(features), torch.cat(keep), cells)
         return painted.float().chunk(len(keep))
 
 
@@ -394,11 +434,6 @@ def _draw(tags: Tensor) -> Tensor:
     """(B, 1) int64: one tagged class of each image, any class where none is tagged."""
     untagged = ~tags.any(1, keepdim=True)
     return torch.multinomial(tags + untagged.to(tags.dtype), 1)
-
-
-def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
-    """Maps (B, C, h, w) at the pixels of the images (B, 3, H, W)."""
-    return F.interpolate(maps.float(), images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _settled(section: Any) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class Maps:
 
     Attributes:
         scores: (B, K, h, w), one map for each foreground class.
-        kind: How scales and flips merge: ``logit`` (sum of positive parts, then divided by the
-            maximum), ``unit`` (not negative; mean, then min-max), ``probability`` (mean).
+        kind: How scales and flips merge: ``logit`` (clipped at zero on the cells, enlarged, added,
+            then divided by the maximum), ``unit`` (enlarged, positive parts added, then min-max),
+            ``probability`` (mean).
         background: (B, 1, h, w), with ``probability`` only.
         logits: (B, K) image-level logits, where the network classifies.
         cells: Where the cells of ``scores`` (and of ``background``) lie in the images; ``None`` =

@@ -140,7 +140,8 @@ class Puzzle(Method):
     def forward(self, images: Tensor, head: str | None = None) -> Maps:
         """Maps of whole images as logits, and their global average."""
         maps = self._maps(images)
-        return Maps(maps, kind="logit", logits=maps.mean((2, 3)))
+        cells = self.backbone.cells((images.shape[-2], images.shape[-1]))[-1]
+        return Maps(maps, kind="logit", logits=maps.mean((2, 3)), cells=cells)
 
     def _maps(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images)[-1])
@@ -154,7 +155,8 @@ class Puzzle(Method):
         return final * (min(1.0, progress / config.ramp) if config.ramp else 1.0)
 
     def _padded(self, images: Tensor) -> Tensor:
-        """Images whose tiles hold a whole number of map cells; the margin is the mean colour."""
+        """Images whose tiles hold a whole number of map cells, which then lie where the whole image's
+        lie; the margin is the mean colour."""
         stride = self.backbone.levels[-1].stride
         (height, width), (rows, columns) = images.shape[-2:], self.config.grid
         bottom, right = -height % (rows * stride), -width % (columns * stride)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weakseg.networks.backbone import Level
+from weakseg.ops.cells import Cells, moved
 
 __all__ = ["Reconstructor"]
 
@@ -63,27 +64,37 @@ class Reconstructor(nn.Module):
             above = 2 * channels
         self.paint = nn.Conv2d(above, 3, 3, padding=1)
 
-    def features(self, levels: Sequence[Tensor]) -> Tensor:
-        """What ``forward`` masks: (B, C, h, w), projections of the levels (B, C_i, h_i, w_i), all in
-        the cells of the first."""
-        size = levels[0].shape[-2:]
+    def features(self, levels: Sequence[Tensor], cells: Sequence[Cells] | None = None) -> Tensor:
+        """What ``forward`` masks: projections of the levels, all in the cells of the first.
+
+        Args:
+            levels: (B, C_i, h_i, w_i).
+            cells: Where the levels' cells lie in the image; ``None`` = they share it evenly.
+
+        Returns:
+            (B, C, h, w).
+        """
+        size = (levels[0].shape[-2], levels[0].shape[-1])
         parts = [project(level) for project, level in zip(self.projections, levels, strict=True)]
+        if cells is None:
+            cells = [Cells.spanning(size, (p.shape[-2], p.shape[-1])) for p in parts]
         return torch.cat(
-            [p if p.shape[-2:] == size else F.interpolate(p, size, mode="bilinear") for p in parts],
-            1,
+            [moved(p, own, cells[0], size) for p, own in zip(parts, cells, strict=True)], 1
         )
 
-    def forward(self, features: Tensor, keep: Tensor) -> Tensor:
+    def forward(self, features: Tensor, keep: Tensor, cells: Cells | None = None) -> Tensor:
         """The images that the kept features suggest.
 
         Args:
             features: (B, C, h, w) of ``features``; they cover the image.
             keep: (B, 1, H, W) in [0, 1], share of the features that each pixel keeps.
+            cells: Where the features' cells lie in the pixels of ``keep``; ``None`` = they share
+                them evenly.
 
         Returns:
             (B, 3, H, W), in the normalisation that it was trained with, unbounded.
         """
-        x = F.leaky_relu(self._masked_entry(features, keep), _SLOPE)
+        x = F.leaky_relu(self._masked_entry(features, keep, cells), _SLOPE)
         skips = [x]
         for down in self.down:
             x = down(x)
@@ -94,13 +105,16 @@ class Reconstructor(nn.Module):
             x = torch.cat([up(x, skip.shape[-2:]), skip], 1)
         return _doubled(x, self.paint, (keep.shape[-2], keep.shape[-1]))
 
-    def _masked_entry(self, features: Tensor, keep: Tensor) -> Tensor:
+    def _masked_entry(self, features: Tensor, keep: Tensor, cells: Cells | None = None) -> Tensor:
         """``entry`` of the features, enlarged to the size of ``keep`` and multiplied with it."""
+        if cells is None:
+            image, grid = (keep.shape[-2], keep.shape[-1]), (features.shape[-2], features.shape[-1])
+            cells = Cells.spanning(image, grid)
         out, channels = self.entry.weight.shape[:2]
         taps = self.entry.weight.permute(2, 3, 0, 1).reshape(-1, channels, 1, 1)
         mixed = F.conv2d(features, taps).unflatten(1, (_TAPS * _TAPS, out))
         with torch.autocast(features.device.type, enabled=False):
-            return _MaskedTaps.apply(mixed.float(), keep.float())
+            return _MaskedTaps.apply(mixed.float(), keep.float(), cells)
 
 
 class _Halve(nn.Module):
@@ -138,21 +152,22 @@ class _MaskedTaps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, taps: Tensor, keep: Tensor) -> Tensor:
+    def forward(ctx: Any, taps: Tensor, keep: Tensor, cells: Cells) -> Tensor:
         """(B, 16, O, h, w) and (B, 1, H, W) -> (B, O, H // 2, W // 2)."""
         ctx.save_for_backward(taps, keep)
+        ctx.cells = cells
         batch, _, channels = taps.shape[:3]
         total = taps.new_zeros(batch, channels, keep.shape[-2] // 2, keep.shape[-1] // 2)
-        for tap, kept, rows, columns in _each_tap(taps, keep):
+        for tap, kept, rows, columns in _each_tap(taps, keep, cells):
             total.addcmul_(_enlarge(tap, rows, columns), kept)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradients of the taps and of the mask."""
         (above,) = gradients
         with torch.autocast(above.device.type, enabled=False):  # it may be on around backward
-            return _gradients(ctx, above.float())
+            return *_gradients(ctx, above.float()), None
 
 
 def _gradients(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -160,7 +175,7 @@ def _gradients(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None]:
     of_taps = torch.empty_like(taps) if ctx.needs_input_grad[0] else None
     padded = _padded(torch.zeros_like(keep)) if ctx.needs_input_grad[1] else None
     height, width = above.shape[-2:]
-    for k, (tap, kept, rows, columns) in enumerate(_each_tap(taps, keep)):
+    for k, (tap, kept, rows, columns) in enumerate(_each_tap(taps, keep, ctx.cells)):
         if of_taps is not None:
             of_taps[:, k] = rows.T @ ((above * kept) @ columns)
         if padded is not None:
@@ -170,11 +185,11 @@ def _gradients(ctx: Any, above: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return of_taps, inner
 
 
-def _each_tap(taps: Tensor, keep: Tensor):
+def _each_tap(taps: Tensor, keep: Tensor, cells: Cells):
     """Each tap's maps (B, O, h, w), the mask at its pixels, and what enlarges to them."""
     height, width = keep.shape[-2] // 2, keep.shape[-1] // 2
-    rows = [_bilinear(taps.shape[-2], keep.shape[-2], i, taps) for i in range(_TAPS)]
-    columns = [_bilinear(taps.shape[-1], keep.shape[-1], j, taps) for j in range(_TAPS)]
+    rows = [_bilinear(taps.shape[-2], height, i, cells, 0, taps) for i in range(_TAPS)]
+    columns = [_bilinear(taps.shape[-1], width, j, cells, 1, taps) for j in range(_TAPS)]
     padded = _padded(keep)
     for k in range(_TAPS * _TAPS):
         i, j = divmod(k, _TAPS)
@@ -195,14 +210,14 @@ def _enlarge(tap: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return rows @ (tap @ columns.T)
 
 
-def _bilinear(cells: int, pixels: int, tap: int, like: Tensor) -> Tensor:
-    """(pixels // 2, cells) weights of the cells at the pixels 2 y + tap - 1 (no aligned corners)."""
-    at = 2 * torch.arange(pixels // 2, device=like.device) + tap - 1
-    place = ((at + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)
+def _bilinear(count: int, length: int, tap: int, cells: Cells, axis: int, like: Tensor) -> Tensor:
+    """(length, count) weights of the cells along an axis at its pixels 2 y + tap - 1."""
+    at = 2 * torch.arange(length, device=like.device) + tap - 1
+    place = ((at - cells.offset[axis]) / cells.stride[axis]).clamp(0, count - 1)
     low = place.floor().long()
     part = (place - low)[:, None]
-    near = F.one_hot(low, cells) * (1 - part)
-    return (near + F.one_hot((low + 1).clamp(max=cells - 1), cells) * part).to(like.dtype)
+    near = F.one_hot(low, count) * (1 - part)
+    return (near + F.one_hot((low + 1).clamp(max=count - 1), count) * part).to(like.dtype)
 
 
 def _doubled(x: Tensor, convolution: nn.Conv2d, size: tuple[int, int]) -> Tensor:

@@ -38,6 +38,13 @@ class Cells:
         stride = (size[0] / grid[0], size[1] / grid[1])
         return cls(stride, (stride[0] / 2 - 0.5, stride[1] / 2 - 0.5))
 
+    def reduced(self, factor: int) -> Cells:
+        """The same cells in an image whose pixels are squares of ``factor`` of these pixels."""
+        (sy, sx), (oy, ox) = self.stride, self.offset
+        return Cells(
+            (sy / factor, sx / factor), ((oy + 0.5) / factor - 0.5, (ox + 0.5) / factor - 0.5)
+        )
+
     def spans(self, size: tuple[int, int], grid: tuple[int, int]) -> bool:
         """Whether ``grid`` (h, w) of these cells shares an image of ``size`` (H, W) evenly."""
         if torch.compiler.is_exporting():  # sizes are symbols, which have no answer

@@ -64,16 +64,16 @@ def merge_maps(maps: Sequence[Tensor], kind: MapKind) -> Tensor:
 
     Args:
         maps: Each (B, K, h, w).
-        kind: ``logit``: sum of the positive parts, then maximum-normalised; ``unit``: mean, then
-            min-max; ``probability``: mean.
+        kind: ``logit``: sum of the positive parts, then maximum-normalised; ``unit``: the same sum,
+            then min-max; ``probability``: mean.
 
     Returns:
         (B, K, h, w) float32 in [0, 1].
     """
-    if kind == "logit":
-        return normalise_max(torch.stack([m.float().relu() for m in maps]).sum(0))
-    mean = torch.stack([m.float() for m in maps]).mean(0)
-    return normalise_min_max(mean) if kind == "unit" else mean
+    if kind == "probability":
+        return torch.stack([m.float() for m in maps]).mean(0)
+    total = torch.stack([m.float().relu() for m in maps]).sum(0)
+    return normalise_max(total) if kind == "logit" else normalise_min_max(total)
 
 
 def add_background(
