@@ -219,7 +219,14 @@ def test_every_mistake_at_once_one_line_for_each_key():
     )
     lines = text.splitlines()
     assert lines[0] == "recipe: 6 settings are wrong"
-    keys = ("sead:", "train.lr = -1:", "train.bach:", "seeds.scales =", "masks.rule =", "method =")
+    keys = (
+        "sead:",
+        "train.lr = -1:",
+        "train.bach:",
+        "seeds.scales.0 =",
+        "masks.rule =",
+        "method =",
+    )
     for key in keys:
         assert sum(line.strip().startswith(key) for line in lines) == 1, key
     assert len(lines) == 1 + len(keys) + 1

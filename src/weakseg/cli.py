@@ -105,7 +105,7 @@ def compare(
     /,
     *,
     methods: str = "cam,puzzle,seam,acr,recurseed,recurseed+edgepredictmix",
-    seeds: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    seeds: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))] = 1,
     equal_time: Annotated[bool, Parameter(negative="")] = False,
     out: Path = Path("weakseg-compare"),
     recipe: str | None = None,
@@ -443,7 +443,7 @@ def score(
     /,
     *,
     out: Path | None = None,
-    shown: Annotated[int, Parameter(validator=Number(gte=1))] = 60,
+    shown: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 60,
 ) -> None:
     """Sort masks by how good they probably are, without ground truth: correct the worst first.
 
@@ -508,7 +508,10 @@ def evaluate(
 
 @app.command
 def sweep(
-    folder: Path, /, *, thresholds: Annotated[int, Parameter(validator=Number(gte=1))] = 60
+    folder: Path,
+    /,
+    *,
+    thresholds: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 60,
 ) -> None:
     """mIoU, FP and FN of a run's scores at every threshold: oracle numbers, for a look only."""
     from weakseg.ops import metrics

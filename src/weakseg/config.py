@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from weakseg.errors import UserError
 from weakseg.registry import suggest
 
-__all__ = ["Frozen", "validate"]
+__all__ = [
+    "Channels",
+    "Count",
+    "Frozen",
+    "Images",
+    "Pixels",
+    "Scale",
+    "Scales",
+    "Steps",
+    "validate",
+]
+
+# Far beyond what any machine can do, and below what no machine survives: a slip of the keyboard
+# ends as a wrong setting, and not in the killer of processes that ran out of memory.
+
+Pixels = Annotated[int, Field(ge=1, le=65_536)]
+"""A side of an image, a crop or a tile, in pixels."""
+
+Images = Annotated[int, Field(ge=1, le=65_536)]
+"""Images in a batch."""
+
+Channels = Annotated[int, Field(ge=1, le=16_384)]
+"""Channels of a layer."""
+
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""Steps of a training."""
+
+Count = Annotated[int, Field(ge=1, le=1_024)]
+"""Layers, cells, iterations, dilations, processes: whatever there are few of."""
+
+Scale = Annotated[float, Field(ge=1 / 64, le=16)]
+"""A factor on the size of an image."""
+
+
+def _some(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not 1 <= len(scales) <= _MOST_SCALES:  # a length of the field would add to errors of items
+        raise ValueError(f"there must be 1 to {_MOST_SCALES} scales")
+    return scales
+
+
+_MOST_SCALES = 64
+
+Scales = Annotated[tuple[Scale, ...], AfterValidator(_some)]
+"""Factors on the size of an image, whose maps are averaged."""
 
 
 class Frozen(BaseModel):

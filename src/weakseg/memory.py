@@ -1,4 +1,5 @@
-"""Keeps the memory of freed tensors for the next ones, and waiting threads from spinning.
+"""How much memory there is; keeps that of freed tensors for the next ones, and waiting threads from
+spinning.
 
 glibc gives large blocks back to the system when they are freed and fetches them again a moment
 later. A training step frees and allocates the same gigabytes each time, so that up to 40 % of its
@@ -12,8 +13,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from pathlib import Path
 
-__all__ = ["keep_freed_memory", "wait_without_spinning"]
+__all__ = ["keep_freed_memory", "machine_memory", "wait_without_spinning"]
 
 # Numbers of <malloc.h>: what is freed is kept up to TRIM bytes, the heap grows by PAD at least, and
 # large blocks are part of it instead of mappings of their own.
@@ -46,3 +48,37 @@ def wait_without_spinning() -> None:
     shared machine do a third of the work of one.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def machine_memory() -> int | None:
+    """Bytes that processes of this machine, or of its container, can have; ``None`` if unknown.
+
+    Swapped memory counts: what fits into it is slow, and not killed.
+    """
+    try:
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # of Windows, and of exotic systems
+        return None
+    limits = [_number(file) for file in _CGROUP_LIMITS]
+    return min([physical + _swap(), *(limit for limit in limits if limit is not None)])
+
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # the word "max" is no limit
+        return None
+
+
+def _swap() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapTotal"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0

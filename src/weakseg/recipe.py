@@ -15,13 +15,12 @@ import yaml
 from pydantic import (
     AfterValidator,
     Field,
-    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
-from weakseg.config import Frozen, validate
+from weakseg.config import Channels, Count, Frozen, Images, Pixels, Scale, Scales, validate
 from weakseg.errors import UserError
 from weakseg.networks.spec import BackboneSpec
 from weakseg.registry import suggest
@@ -117,29 +116,18 @@ class DataConfig(Frozen):
 class InferenceConfig(Frozen):
     """How one image becomes maps: scales and flips are averaged."""
 
-    scales: tuple[float, ...] = Field(
-        (1.0,), min_length=1, description="factors on the image's size"
-    )
+    scales: Scales = Field((1.0,), description="factors on the image's size")
     flip: bool = Field(False, description="add the mirrored image")
-    max_side: PositiveInt | None = Field(
+    max_side: Pixels | None = Field(
         1024, description="reduce larger images to this longer side first; null = never"
     )
-    batch: PositiveInt = Field(
-        8, description="largest number of images of one size in a forward pass"
-    )
-
-    @field_validator("scales")
-    @classmethod
-    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if min(scales) <= 0:
-            raise ValueError("every scale must be above 0")
-        return scales
+    batch: Images = Field(8, description="largest number of images of one size in a forward pass")
 
 
 class SeedsConfig(InferenceConfig):
     """Score maps of the trained network on the tagged training images."""
 
-    scales: tuple[float, ...] = Field((1.0, 0.5, 1.5, 2.0), min_length=1)
+    scales: Scales = (1.0, 0.5, 1.5, 2.0)
     flip: bool = True
     head: str | None = Field(
         None, description="head of the method that makes seeds; null = its first"
@@ -149,7 +137,7 @@ class SeedsConfig(InferenceConfig):
         description="where the cells of maps lie: cells = where the network looks; stretch = evenly "
         "over the image; crop = evenly over whole cells, cut to the image (irn, Puzzle-CAM)",
     )
-    stride: PositiveInt = Field(4, description="pixels of the image in one cell of a stored map")
+    stride: Count = Field(4, description="pixels of the image in one cell of a stored map")
     dtype: Literal["uint8", "float16"] = "uint8"
     given: Path | None = Field(
         None, description="folder of score files that take the place of a trained method's"
@@ -170,7 +158,7 @@ class PredictConfig(InferenceConfig):
     crf: Literal["soft", "label", "deeplab"] | None = Field(
         None, description="dense CRF on its probabilities, by its published widths; null = none"
     )
-    tile: int | None = Field(
+    tile: Pixels | None = Field(
         None,
         ge=128,
         description="predict larger images in overlapping tiles of this side; needs max_side: null",
@@ -197,7 +185,7 @@ class MasksConfig(Frozen):
         description="label-free: what sets it; auto = middle of expected-iou, evidence and colours",
     )
     threshold: float = Field(0.3, ge=0, le=1, description="constant: background score")
-    alpha: float = Field(8.0, gt=0, description="power: background score (1 - max)^alpha")
+    alpha: float = Field(8.0, gt=0, le=1_000, description="power: background score (1 - max)^alpha")
     margin: float = Field(
         0.0, ge=0, lt=0.5, description="scores this close to the threshold become 255 (unsure)"
     )
@@ -206,7 +194,7 @@ class MasksConfig(Frozen):
 class SegmenterTrainConfig(TrainConfig):
     """Crops, schedule and optimiser of the segmenter."""
 
-    resize: tuple[PositiveFloat, PositiveFloat] = Field(
+    resize: tuple[Scale, Scale] = Field(
         (0.75, 2.0),
         description="range of the longer side before the crop, as a share of the crop",
     )
@@ -224,10 +212,8 @@ class SegmenterConfig(Frozen):
         None,
         description="start the backbone from the classifier's; null = where it has no ImageNet weights",
     )
-    channels: PositiveInt = Field(256, description="width of the decoder")
-    dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (6, 12, 18), description="of the ASPP"
-    )
+    channels: Channels = Field(256, description="width of the decoder")
+    dilations: tuple[Count, Count, Count] = Field((6, 12, 18), description="of the ASPP")
     classify: float = Field(
         0.0,
         ge=0,
@@ -251,7 +237,9 @@ class SegmenterConfig(Frozen):
 class EvaluateConfig(Frozen):
     """What is compared with ground truth, where there is any."""
 
-    thresholds: PositiveInt = Field(60, description="number of thresholds swept over [0, 1)")
+    thresholds: int = Field(
+        60, ge=1, le=10_000, description="number of thresholds swept over [0, 1)"
+    )
     lists: dict[str, Path] = Field(
         default_factory=dict, description="more lists of ids to report on, by name"
     )
@@ -279,10 +267,10 @@ class RuntimeConfig(Frozen):
     """Where it runs. Changing these does not make finished stages run again."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: PositiveInt = Field(1, description="processes on each machine that train together")
-    nodes: PositiveInt = Field(1, description="machines that train together")
+    devices: Count = Field(1, description="processes on each machine that train together")
+    nodes: Count = Field(1, description="machines that train together")
     workers: int | None = Field(
-        None, ge=0, description="loader processes; null = by the number of cores"
+        None, ge=0, le=1_024, description="loader processes; null = by the number of cores"
     )
 
 

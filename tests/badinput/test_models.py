@@ -27,6 +27,7 @@ from weakseg.networks.backbone import backbone_factory
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import load_recipe
 from weakseg.stages.project import with_classifier
+from weakseg.training import footprint
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,12 @@ CONFIGS: dict[str, tuple[tuple[str, ...], Any]] = {
     "preprocessing_list": (("preprocessing",), []),
     "scales_empty": (("inference", "scales"), []),
     "scales_negative": (("inference", "scales"), [-1]),
+    "scales_tiny": (("inference", "scales"), [1e-9]),
+    "scales_huge": (("inference", "scales"), [1.0, 1e9]),
+    "scales_many": (("inference", "scales"), [1.0] * 1000),
+    "max_side_huge": (("inference", "max_side"), 10**9),
+    "tile_huge": (("inference", "tile"), 10**9),
+    "hidden_huge": (("method", "hidden"), 10**9),
     "scales_text": (("inference", "scales"), "many"),
     "max_side_text": (("inference", "max_side"), "big"),
     "max_side_negative": (("inference", "max_side"), -5),
@@ -227,6 +234,21 @@ def test_the_name_of_a_models_backbone_opens_nothing(name: str, model: Path, tra
     changed(model, name=name)
     refused(model)
     assert not (traps.parent / "opened").exists()
+
+
+def test_a_network_larger_than_the_machine(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers fit no file, and nobody need find that out by filling the memory."""
+    monkeypatch.setattr(footprint, "machine_memory", lambda: 10**8)
+    config = json.loads((model / "config.json").read_text())
+    config["method"]["hidden"] = 16_384
+    (model / "config.json").write_text(json.dumps(config))
+    refused(model)
+    config["backbone"]["options"] = {"channels": [64, 128, 256, 60_000]}
+    del config["method"]["hidden"]
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="of memory") as error:
+        load(model)
+    assert error.value.where == str(model / "config.json")
 
 
 @pytest.mark.parametrize(

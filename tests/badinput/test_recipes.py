@@ -30,6 +30,29 @@ RECIPES = {
     "steps_without_end": ("train: {steps: 1" + "0" * 5000 + "}", "train.steps|YAML|integer"),
     "scales_of_zero": ("seeds: {scales: [0]}", "scales"),
     "scales_of_infinity": ("seeds: {scales: [.inf]}", "scales"),
+    "scales_tiny": ("seeds: {scales: [1, 1.0e-9]}", r"seeds\.scales\.1"),
+    "scales_huge": ("predict: {scales: [1.0e+9]}", r"predict\.scales\.0"),
+    "scales_many": (f"seeds: {{scales: {[1] * 1000}}}", r"seeds\.scales"),
+    "channels_huge": ("segmenter: {channels: 10000000}", r"segmenter\.channels"),
+    "dilations_huge": ("segmenter: {dilations: [1, 2, 9999999]}", r"segmenter\.dilations"),
+    "batch_huge": ("train: {batch: 100000}", r"train\.batch"),
+    "batch_of_seeds_huge": ("seeds: {batch: 100000}", r"seeds\.batch"),
+    "crop_huge": ("segmenter: {train: {crop: 1000000}}", r"segmenter\.train\.crop"),
+    "resize_huge": ("train: {resize: [1, 1.0e+9]}", r"train\.resize\.1"),
+    "epochs_huge": ("train: {epochs: 1.0e+300}", r"train\.epochs"),
+    "steps_huge": ("train: {steps: 10000000000}", r"train\.steps"),
+    "max_side_huge": ("predict: {max_side: 10000000}", r"predict\.max_side"),
+    "tile_huge": ("predict: {max_side: null, tile: 10000000}", r"predict\.tile"),
+    "stride_huge": ("seeds: {stride: 100000}", r"seeds\.stride"),
+    "thresholds_huge": ("evaluate: {thresholds: 10000000}", r"evaluate\.thresholds"),
+    "devices_huge": ("runtime: {devices: 1000000}", r"runtime\.devices"),
+    "workers_huge": ("runtime: {workers: 1000000}", r"runtime\.workers"),
+    "std_of_zero": ("backbone: {std: [1, 0, 1]}", r"backbone\.std\.1"),
+    "hidden_huge": ("method: {name: cam, hidden: 10000000}", r"method\.hidden"),
+    "width_huge": ("method: {name: acr, width: 10000000}", r"method\.width"),
+    "grid_huge": ("method: {name: puzzle, grid: [2, 10000000]}", r"method\.grid"),
+    "iterations_huge": ("refine: [{pamr: {iterations: 10000000}}]", r"iterations"),
+    "radius_huge": ("refine: [{affinity: {radius: 10000000}}]", r"radius"),
     "unknown_method": ("method: camm", "did you mean 'cam'"),
     "method_without_a_name": ("method: {alpha: 3}", "name"),
     "unknown_step": ("refine: [pamrr]", "pamr"),
@@ -62,7 +85,10 @@ RECIPES = {
 }
 
 
-OF_THE_METHOD = ("unknown_method", "unknown_step")
+OF_THE_METHOD = (
+    "unknown_method", "unknown_step", "hidden_huge", "width_huge", "grid_huge", "iterations_huge",
+    "radius_huge",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     StrictBool,
     ValidationError,
     model_validator,
@@ -24,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weakseg.config import validate
+from weakseg.config import Channels, Count, Pixels, Scales, validate
 from weakseg.data.depth import Reading
 from weakseg.data.images import voc_palette
 from weakseg.errors import UserError
@@ -39,6 +38,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import ReadBands, ReadDepth, Recipe, load_recipe
 from weakseg.runfolder import RunFolder
+from weakseg.training.footprint import within_memory
 from weakseg.training.segmenter import Segmenter
 
 __all__ = [
@@ -73,10 +73,10 @@ class _Preprocessing(_Part):
 
 
 class _Inference(_Part):
-    scales: tuple[PositiveFloat, ...] = Field(min_length=1)
+    scales: Scales
     flip: StrictBool
-    max_side: PositiveInt | None
-    tile: PositiveInt | None = None  # older folders do not say
+    max_side: Pixels | None
+    tile: Pixels | None = None  # older folders do not say
     crf: Literal["soft", "label", "deeplab"] | None = None
     head: str | None
     place: Literal["cells", "stretch", "crop"] = "cells"
@@ -84,8 +84,8 @@ class _Inference(_Part):
 
 
 class _Decoder(_Part):
-    channels: PositiveInt
-    dilations: tuple[PositiveInt, PositiveInt, PositiveInt]
+    channels: Channels
+    dilations: tuple[Count, Count, Count]
     classifies: StrictBool = False
 
 
@@ -329,21 +329,15 @@ def _load(folder: Path) -> Model:
         validate(BackboneSpec, config["backbone"], where=folder / "config.json", prefix="backbone")
     )
     classes = tuple(config["classes"])
-    if config["task"] == "method":
-        model: Trainable = build(config["method"], backbone_factory(spec), len(classes))
-    else:
-        decoder = config["decoder"]
-        model = Segmenter(
-            DeepLabV3Plus(
-                backbone_factory(spec)(),
-                len(classes) + 1,
-                decoder["channels"],
-                decoder["dilations"],
-            ),
-            classify=float(decoder.get("classifies", False)),
-        )
+    state = read_weights(folder)
     try:
-        model.load_state_dict(read_weights(folder))
+        with within_memory(None, "copy the model folder again"):
+            model = _network(config, spec, len(classes))
+    except UserError as error:
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise UserError(what, where=folder / "config.json", mend=error.mend) from None
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
             f"the weights do not fit the configuration: {str(error).splitlines()[0]}",
@@ -377,6 +371,17 @@ def _load(folder: Path) -> Model:
         details=details,
         network={key: config[key] for key in _NETWORK if key in config},
         source=folder,
+    )
+
+
+def _network(config: Mapping[str, Any], spec: BackboneSpec, classes: int) -> Trainable:
+    if config["task"] == "method":
+        return build(config["method"], backbone_factory(spec), classes)
+    decoder = config["decoder"]
+    backbone = backbone_factory(spec)()
+    return Segmenter(
+        DeepLabV3Plus(backbone, classes + 1, decoder["channels"], decoder["dilations"]),
+        classify=float(decoder.get("classifies", False)),
     )
 
 

@@ -51,10 +51,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from weakseg.config import Frozen
+from weakseg.config import Channels, Count, Frozen
 from weakseg.errors import UserError
 from weakseg.methods.base import (
     INNER,
@@ -166,20 +166,20 @@ class ACR(Method):
         share: tuple[float, float] = Field(
             (0.2, 0.6), description="share of the grid that is hidden, at the start and the end"
         )
-        grid: PositiveInt = Field(16, description="cells on a side of the grid (code: 16)")
+        grid: Count = Field(16, description="cells on a side of the grid (code: 16)")
         least: float = Field(
             50 / 256**2,
             ge=0,
             lt=1,
             description="share of the features that must stay for hidden_t (code: 50 px of 256 x 256)",
         )
-        width: PositiveInt = Field(
+        width: Channels = Field(
             64, description="channels of the reconstructor (code: 64); 16 on small machines"
         )
-        detail: PositiveInt = Field(
+        detail: Count = Field(
             1, description="pixels on a side of what it paints (code: 1); 2 on small machines"
         )
-        depth: PositiveInt = Field(
+        depth: Count = Field(
             5, description="its halvings; crops of detail x 2^depth at least (code: 8)"
         )
         dropout: float = Field(

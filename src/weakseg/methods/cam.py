@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
-from weakseg.config import Frozen
+from weakseg.config import Channels, Frozen
 from weakseg.methods.base import Batch, Card, Classifier, Maps, methods
 from weakseg.networks.backbone import MakeBackbone
 from weakseg.networks.classifier import classifier_neck
@@ -58,7 +58,7 @@ class CAM(Classifier):
     class Config(Frozen):
         """The head."""
 
-        hidden: PositiveInt | None = Field(
+        hidden: Channels | None = Field(
             None, description="channels of a layer before the maps; null = none (ACR's code: 256)"
         )
         from_classifier: Path | None = Field(

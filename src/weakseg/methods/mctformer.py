@@ -43,10 +43,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Classifier, Maps, methods
 from weakseg.networks.backbone import MakeBackbone
@@ -85,7 +85,7 @@ class MCTformer(Classifier):
     class Config(Frozen):
         """What V2 and "+" have in different ways; the defaults are V2's."""
 
-        layers: PositiveInt = Field(
+        layers: Count = Field(
             3, description="last blocks whose class attention makes the maps (V2: 3, +: 12)"
         )
         root: bool = Field(False, description="square root of the fused maps (V2: false, +: true)")

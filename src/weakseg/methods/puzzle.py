@@ -28,10 +28,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.networks.backbone import MakeBackbone
@@ -82,7 +82,7 @@ class Puzzle(Method):
     class Config(Frozen):
         """Tiles and weights of the losses; a weight of 0 switches a loss off."""
 
-        grid: tuple[PositiveInt, PositiveInt] = Field(
+        grid: tuple[Count, Count] = Field(
             (2, 2), description="rows and columns of tiles (paper: 2 x 2)"
         )
         cls: float = Field(1.0, ge=0, description="weight of the classification of whole images")

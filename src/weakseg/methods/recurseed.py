@@ -43,11 +43,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from weakseg.config import Frozen
+from weakseg.config import Channels, Count, Frozen
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.mixing import Scene, build_mix, mixes, present, settle_mix
 from weakseg.networks.backbone import MakeBackbone
@@ -103,14 +103,14 @@ class RecurSeed(Method):
         seg: float = Field(1.0, ge=0, description="weight of the decoder's loss (code: 1)")
         rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
         scg: bool = Field(True, description="false = the target is not redrawn by SCG")
-        levels: PositiveInt | None = Field(
+        levels: Count | None = Field(
             None, description="deepest levels that SCG correlates; null = all (code at inference)"
         )
-        stride: PositiveInt = Field(
+        stride: Count = Field(
             8, description="pixels in a cell of SCG (code: 8); its cost grows with the fourth power"
         )
         pamr: bool = Field(True, description="false = the target is not refined by PAMR")
-        detail: PositiveInt = Field(
+        detail: Count = Field(
             2, description="pixels in a cell of PAMR, of the labels and of the decoder's loss"
         )
         foreground: float = Field(
@@ -142,8 +142,8 @@ class RecurSeed(Method):
             lt=1,
             description="decay of an averaged copy that makes targets; null = the network itself",
         )
-        channels: PositiveInt = Field(256, description="width of the decoder (code: 256)")
-        dilations: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        channels: Channels = Field(256, description="width of the decoder (code: 256)")
+        dilations: tuple[Count, Count, Count] = Field(
             (6, 12, 18), description="of the decoder's pyramid (code: 6, 12, 18)"
         )
         present: float = Field(

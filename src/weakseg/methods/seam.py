@@ -51,11 +51,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from weakseg.config import Frozen
+from weakseg.config import Frozen, Pixels
 from weakseg.errors import UserError
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.networks.backbone import MakeBackbone
@@ -298,7 +298,7 @@ class SEAM(Method):
             description="levels that PCM compares, counted from the last (paper: -3 and -2)",
         )
         power: float = Field(2.0, ge=1, description="of PCM's affinities (paper: 1)")
-        block: PositiveInt | None = Field(
+        block: Pixels | None = Field(
             None, description="pixels that PCM handles at a time; null = what fits in 64 MB"
         )
         dropout: float = Field(0.0, ge=0, lt=1, description="of whole feature maps (paper: .5)")

@@ -32,10 +32,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen, Pixels
 from weakseg.mixing.base import Mix, Scene, enlarged, mixes, unmixed
 
 __all__ = ["CDA"]
@@ -85,8 +85,8 @@ class CDA(Mix):
 
         least: float = Field(0.1, gt=0, le=1, description="share of the image, at least (code: .1)")
         most: float = Field(0.7, gt=0, le=1, description="share of the image, at most (code: .7)")
-        capacity: PositiveInt = Field(8, description="objects of each class (code: all)")
-        side: PositiveInt = Field(128, description="largest side of a stored object, in pixels")
+        capacity: Count = Field(8, description="objects of each class (code: all)")
+        side: Pixels = Field(128, description="largest side of a stored object, in pixels")
         smallest: float = Field(
             0.3, gt=0, le=1, description="longer side of a pasted object, as a share of the image"
         )

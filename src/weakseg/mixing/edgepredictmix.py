@@ -37,10 +37,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen
 from weakseg.mixing.base import Mix, Scene, mixes, partners, paste, present, unmixed
 from weakseg.ops import majority_vote, pamr, superpixels
 from weakseg.ops.confusion import IGNORE
@@ -78,8 +78,8 @@ class EdgePredictMix(Mix):
         )
         low: float = Field(10.0, ge=0, description="an edge is followed down to this (code: 10)")
         high: float = Field(100.0, ge=0, description="an edge starts at this (code: 100)")
-        iterations: NonNegativeInt = Field(10, description="of PAMR (code: 10); 0 = no PAMR")
-        dilations: tuple[PositiveInt, ...] = Field(
+        iterations: int = Field(10, ge=0, le=1_024, description="of PAMR (code: 10); 0 = no PAMR")
+        dilations: tuple[Count, ...] = Field(
             (1, 2, 4, 8, 12, 24), min_length=1, description="of PAMR, in pixels (code)"
         )
 

@@ -29,10 +29,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen
 from weakseg.mixing.base import (
     Mix,
     Scene,
@@ -60,7 +60,7 @@ class SaliencyGrafting(Mix):
     class Config(Frozen):
         """The grid, and how cells are drawn. All of it is our choice."""
 
-        cells: PositiveInt = Field(7, description="of the grid, a side")
+        cells: Count = Field(7, description="of the grid, a side")
         temperature: float = Field(
             0.2, gt=0, description="of the softmax over cells: the lower, the fewer are salient"
         )

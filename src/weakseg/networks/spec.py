@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from weakseg.config import Frozen
+from weakseg.config import Channels, Count, Frozen
 
 __all__ = ["BackboneSpec", "Projection"]
 
@@ -53,7 +53,7 @@ class BackboneSpec(Frozen):
         description="BatchNorm of the backbone; auto = frozen with given weights, else trained; "
         "affine = its statistics stay, scale and shift learn (irn)",
     )
-    train: Literal["all", "none"] | PositiveInt = Field(
+    train: Literal["all", "none"] | Count = Field(
         "all",
         description="what of it learns: all, none (its features are computed once), or a number of "
         "deepest levels",
@@ -61,7 +61,7 @@ class BackboneSpec(Frozen):
     mean: tuple[float, float, float] | None = Field(
         None, description="RGB mean; null = that of the weights"
     )
-    std: tuple[float, float, float] | None = Field(
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="RGB std; null = that of the weights"
     )
     options: dict[str, Any] = Field(
@@ -144,8 +144,8 @@ class Projection(Frozen):
         neck: Modules of the network between the backbone's last level and the pooling.
     """
 
-    outputs: PositiveInt
-    channels: PositiveInt
+    outputs: int = Field(ge=1, le=100_000)
+    channels: Channels
     classes: tuple[tuple[int, ...], ...]
     loss: Literal["softmax", "sigmoid"]
     neck: tuple[str, ...] = ()

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from weakseg.config import Frozen
+from weakseg.config import Count, Frozen, Pixels, Scale
 from weakseg.console import track
 from weakseg.data.images import write_mask
 from weakseg.data.loading import TrainingImages, derive_seed
@@ -63,8 +63,8 @@ _OF_NETWORK = {
 class AffinityTrainConfig(TrainConfig):
     """Crops, schedule and optimiser of the affinity network."""
 
-    epochs: PositiveFloat = Field(3.0, description="passes over the images (irn: 3)")
-    resize: tuple[PositiveFloat, PositiveFloat] = Field(
+    epochs: PositiveFloat = Field(3.0, le=1_000_000, description="passes over the images (irn: 3)")
+    resize: tuple[Scale, Scale] = Field(
         (0.75, 1.75),
         description="range of the longer side before the crop, as a share of the crop",
     )
@@ -105,7 +105,7 @@ class LabelsConfig(Frozen):
     harden: Literal["crf", "pamr", "none"] = Field(
         "crf", description="what moves the two labellings to the image's edges"
     )
-    max_side: PositiveInt | None = Field(
+    max_side: Pixels | None = Field(
         512, description="larger images are reduced to this longer side to be hardened"
     )
 
@@ -141,6 +141,7 @@ class AffinityConfig(Frozen):
     train_radius: int | None = Field(
         None,
         ge=2,
+        le=256,
         description="of the pairs trained on, in cells; null = as published: irn 10, psa 5",
     )
     pairs: Literal["all", "inner"] = Field(
@@ -155,15 +156,18 @@ class AffinityConfig(Frozen):
         description="average with the maps of the mirrored image; null = as published: irn yes "
         "(logits), psa no",
     )
-    radius: int = Field(5, ge=2, description="of the pairs that the walk goes along, in cells")
+    radius: int = Field(
+        5, ge=2, le=256, description="of the pairs that the walk goes along, in cells"
+    )
     beta: PositiveFloat | None = Field(
         None, description="power of the affinities; null = as published: irn 10, psa 8"
     )
-    steps: PositiveInt | None = Field(
+    steps: Count | None = Field(
         None, description="of the walk; null = 256 at 500 px, in proportion to the image's area"
     )
     alpha: PositiveFloat | None = Field(
         None,
+        le=1_000,
         description="walks a background map (1 - the largest score)^alpha along, which takes the "
         "threshold's place (psa 16, SEAM 6); null = none",
     )

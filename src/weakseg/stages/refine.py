@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from weakseg.config import Frozen, validate
+from weakseg.config import Count, Frozen, Pixels, validate
 from weakseg.console import Bar
 from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
@@ -105,7 +105,7 @@ class Step:
     class Config(Frozen):
         """Settings of the step."""
 
-        max_side: PositiveInt | None = Field(
+        max_side: Pixels | None = Field(
             None, description="reduce larger images to this longer side; null = as seeds.max_side"
         )
 
@@ -130,10 +130,10 @@ class PAMRStep(Step):
     class Config(Step.Config):
         """Settings of PAMR."""
 
-        dilations: tuple[PositiveInt, ...] = Field(
+        dilations: tuple[Count, ...] = Field(
             (1, 2, 4, 8, 12, 24), min_length=1, description="distances of the neighbours, in pixels"
         )
-        iterations: PositiveInt = Field(10, description="how often scores are averaged")
+        iterations: Count = Field(10, description="how often scores are averaged")
         variant: Literal["pamr", "par"] = Field(
             "pamr", description="whose weights of neighbours: PAMR's, or PAR's (AFA)"
         )
@@ -158,8 +158,8 @@ class SCGStep(Step):
     class Config(Step.Config):
         """Settings of SCG."""
 
-        stride: PositiveInt = Field(8, description="pixels in one cell of the correlation maps")
-        levels: PositiveInt | None = Field(
+        stride: Count = Field(8, description="pixels in one cell of the correlation maps")
+        levels: Count | None = Field(
             2, description="how many of the deepest levels; null = all, as published"
         )
         first_threshold: float | None = Field(
@@ -221,7 +221,7 @@ class AffinityStep(Step):
     class Config(AffinityConfig, Step.Config):
         """Settings of the learned walk."""
 
-        max_side: PositiveInt | None = Field(
+        max_side: Pixels | None = Field(
             512, description="reduce larger images to this longer side; null = as seeds.max_side"
         )
 
@@ -275,7 +275,7 @@ class CRFStep(Step):
     class Config(Step.Config):
         """Settings of the dense CRF."""
 
-        max_side: PositiveInt | None = Field(
+        max_side: Pixels | None = Field(
             1024, description="reduce larger images to this longer side; null = as seeds.max_side"
         )
         preset: Literal["soft", "label", "deeplab"] = Field(
@@ -285,7 +285,7 @@ class CRFStep(Step):
             "label", description="scores with the threshold as background, or their labels"
         )
         gt_prob: PositiveFloat = Field(0.7, lt=1, description="label: how sure the labels are")
-        iterations: PositiveInt = Field(10, description="of the inference by mean fields")
+        iterations: Count = Field(10, description="of the inference by mean fields")
 
     def __call__(self, given: Given) -> ScoreFile:
         """Probabilities, with a background map of their own."""

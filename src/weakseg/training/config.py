@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from weakseg.config import Frozen
+from weakseg.config import Frozen, Images, Pixels, Scale, Steps
 
 __all__ = ["PAPERS", "PRESETS", "Precision", "TrainConfig", "without_preset"]
 
@@ -98,16 +98,16 @@ class TrainConfig(Frozen):
         "default",
         description="optimiser of a published code; psa = SEAM's too; paper = that of the method's",
     )
-    steps: PositiveInt | None = Field(None, description="optimiser steps; overrides epochs")
+    steps: Steps | None = Field(None, description="optimiser steps; overrides epochs")
     epochs: PositiveFloat = Field(
-        10.0, description="passes over the images, where steps is not given"
+        10.0, le=1_000_000, description="passes over the images, where steps is not given"
     )
-    batch: PositiveInt = Field(16, description="images in an optimiser step, over all devices")
-    accumulate: PositiveInt = Field(
+    batch: Images = Field(16, description="images in an optimiser step, over all devices")
+    accumulate: Images = Field(
         1, description="parts a batch is cut into, one after the other, to save memory"
     )
-    crop: PositiveInt = Field(224, description="side of the square crop in pixels")
-    resize: tuple[PositiveFloat, PositiveFloat] = Field(
+    crop: Pixels = Field(224, description="side of the square crop in pixels")
+    resize: tuple[Scale, Scale] = Field(
         (0.625, 1.25),
         description="range of the longer side before the crop, as a share of the crop",
     )
@@ -163,8 +163,8 @@ class TrainConfig(Frozen):
     init_from: Path | None = Field(
         None, description="model or run folder whose weights to start from"
     )
-    checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints for resuming")
-    snapshot_every: PositiveInt | None = Field(
+    checkpoint_every: Steps = Field(100, description="steps between checkpoints for resuming")
+    snapshot_every: Steps | None = Field(
         None, description="steps between copies of the weights to look back at; null = none kept"
     )
 

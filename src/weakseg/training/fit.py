@@ -33,6 +33,7 @@ from weakseg.files import atomic_path
 from weakseg.memory import keep_freed_memory
 from weakseg.methods.base import Trainable
 from weakseg.training.config import Precision, TrainConfig
+from weakseg.training.footprint import NARROWER, WEIGHTS_IN_TRAINING, within_memory
 from weakseg.training.module import TrainingModule, only
 from weakseg.training.precision import chosen_precision
 
@@ -105,7 +106,8 @@ def fit(
     _hush()
     keep_freed_memory()
     L.seed_everything(seed, workers=False, verbose=False)
-    model = make_model()
+    with within_memory(section, NARROWER, WEIGHTS_IN_TRAINING):
+        model = make_model()
     data = make_data(model)
     world = placement.devices * placement.nodes
     if config.batch % (world * config.accumulate):
