@@ -195,7 +195,7 @@ def _compared_on_voc() -> list[str]:
 
 def _photo() -> list[str]:
     """What shipped recipes reach on the VOC subset, by stage."""
-    stages = {"seed": "seeds", "refined: pamr": "after PAMR", "mask": "masks", "segmenter": "model"}
+    stages = {"mask": "masks", "segmenter": "model"}
     found: dict[tuple[str, str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for row in _read("quality.csv"):
         shown = row["budget"].startswith("default/") and row["rule"] != "oracle"
