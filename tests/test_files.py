@@ -131,10 +131,10 @@ def test_a_process_that_dies_in_between_loses_neither(tmp_path: Path, monkeypatc
         put_in_place(new, target)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    undo_half(target)
+    undo_half(tmp_path)
     assert (target / "a.txt").read_text() == ("old" if renames == 1 else "new")
     assert sorted(os.listdir(tmp_path)) == (["new", "target"] if renames == 1 else ["target"])
-    undo_half(target)
+    undo_half(tmp_path)
     assert target.exists()
 
 

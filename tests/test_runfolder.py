@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from weakseg.errors import UserError
-from weakseg.runfolder import STAGES, RunFolder, fingerprint, mendable, read_record
+from weakseg.runfolder import STAGES, RunFolder, mendable
+from weakseg.stagefiles import fingerprint, read_record
 
 INPUTS = {"seed": 0, "train": {"lr": 0.1, "steps": 5}}
 
@@ -73,8 +74,8 @@ def test_the_same_inputs_are_skipped(run: RunFolder):
     assert again.results == {"loss": 0.5}
 
 
-def test_other_inputs_name_their_keys_and_clear_the_old_work(run: RunFolder):
-    done(run)
+def test_other_inputs_name_their_keys_and_replace_the_old_work_when_done(run: RunFolder):
+    home = done(run).folder
     other = run.stage("train", {"seed": 0, "train": {"lr": 0.2, "clip": 1}})
     assert not other.skipped
     assert not other.resumes
@@ -82,6 +83,12 @@ def test_other_inputs_name_their_keys_and_clear_the_old_work(run: RunFolder):
     assert (other.folder / "work.txt").exists()  # asking changes nothing
     with other.working():
         assert os.listdir(other.folder) == ["stage.json"]
+        assert other.folder != home
+        assert run.record("train").status == "done", "the earlier one stays"
+        assert (home / "work.txt").exists()
+    assert other.folder == home
+    assert os.listdir(run.path) == [home.name]
+    assert os.listdir(home) == ["stage.json"]
     record = run.record("train")
     assert record is not None
     assert record.starts == 1
@@ -92,8 +99,7 @@ def test_work_that_was_edited_by_hand_is_not_overwritten(run: RunFolder):
     stage = done(run)
     edited = stage.folder / "work.txt"
     edited.write_text("corrected")
-    later = (stage.folder / "stage.json").stat().st_mtime + 5
-    os.utime(edited, (later, later))
+    os.utime(edited, (1, 1))
     again = run.stage("train", {**INPUTS, "seed": 1})
     with pytest.raises(UserError, match="changed by hand"), again.working():
         pass
@@ -244,11 +250,11 @@ def test_files_of_a_file_manager_are_no_edits_and_leftovers_go(run: RunFolder):
     (stage.folder / "Thumbs.db").write_text("x")
     later = stage.folder.stat().st_mtime + 100
     os.utime(stage.folder / "Thumbs.db", (later, later))
-    with contextlib.suppress(KeyboardInterrupt), run.stage("masks", {"a": 2}).working():
+    with contextlib.suppress(KeyboardInterrupt), run.stage("masks", {"a": 2}).working() as stage:
         (stage.folder / "done.png").write_text("x")
-        (stage.folder / ".done-x1.png").write_text("half")
+        (stage.folder / f".done-p{2**22 + 1}-x1.png").write_text("half")
         raise KeyboardInterrupt
-    with run.stage("masks", {"a": 2}).working():
+    with run.stage("masks", {"a": 2}).working() as stage:
         assert {p.name for p in stage.folder.iterdir()} == {"done.png", "stage.json"}
 
 
@@ -262,16 +268,18 @@ def test_a_full_gpu_is_named(run: RunFolder):
     assert "cut it into parts (train.accumulate)" in error.mend, "fewer parts need more memory"
 
 
-def test_half_cleared_work_does_not_pass_for_done(run: RunFolder, monkeypatch):
-    with run.stage("masks", {"a": 1}).working() as stage:
+def test_half_cleared_work_does_not_pass_for_anything(run: RunFolder, monkeypatch):
+    with contextlib.suppress(ValueError), run.stage("masks", {"a": 1}).working() as stage:
         (stage.folder / "kept.png").write_text("x")
+        raise ValueError
 
     def killed(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weakseg.runfolder.shutil.rmtree", killed)
+    monkeypatch.setattr("weakseg.runfolder.remove", killed)
     with pytest.raises(KeyboardInterrupt), run.stage("masks", {"a": 2}).working():
         pass
+    assert (stage.folder / "kept.png").exists()
     for value in (1, 2):
         again = run.stage("masks", {"a": value})
         assert not again.finished

@@ -28,7 +28,8 @@ from weakseg.recipe import CompareConfig, Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report.comparison import write_comparison_page, write_tables
 from weakseg.report.numbers import Comparison, Entry
-from weakseg.runfolder import RunFolder, fingerprint
+from weakseg.runfolder import RunFolder
+from weakseg.stagefiles import fingerprint
 from weakseg.stages.check import collect
 from weakseg.training.config import without_preset
 

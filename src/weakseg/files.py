@@ -17,6 +17,7 @@ __all__ = [
     "beside",
     "cache_folder",
     "is_alive",
+    "link_or_copy",
     "put_in_place",
     "remove",
     "remove_leftovers",
@@ -24,7 +25,7 @@ __all__ = [
     "write_json",
 ]
 
-_OLD = ".old"
+_OLD = ".replaced"
 _LEFTOVER = re.compile(r"\..*-p(\d+)-[^-]*")
 
 
@@ -70,11 +71,11 @@ def beside(path: Path) -> Iterator[Path]:
 def put_in_place(new: Path, target: Path) -> None:
     """Makes ``new`` take the place of the folder ``target``, which is removed afterwards.
 
-    A process that dies on the way leaves the old folder as ``<target>.old``: see
+    A process that dies on the way leaves the old folder under a hidden name beside it: see
     :func:`undo_half`.
     """
-    undo_half(target)
-    old = _aside(target)
+    old = target.with_name(f".{target.name}{_OLD}")
+    _undo(old)
     if not os.path.lexists(target):
         new.rename(target)
         return
@@ -87,19 +88,24 @@ def put_in_place(new: Path, target: Path) -> None:
     remove(old)
 
 
-def undo_half(target: Path) -> None:
-    """Ends what a killed :func:`put_in_place` began: the old folder is back, or gone."""
-    old = _aside(target)
-    if not os.path.lexists(old):
-        return
-    if os.path.lexists(target):
-        remove(old)
-    else:
-        old.rename(target)
+def undo_half(parent: Path) -> None:
+    """Ends what a killed :func:`put_in_place` began in a folder: each old folder is back, or gone."""
+    for old in list(parent.glob(f".*{_OLD}")):
+        _undo(old)
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(target.name + _OLD)
+def _undo(old: Path) -> None:
+    target = old.with_name(old.name[1 : -len(_OLD)])
+    if os.path.lexists(old):
+        remove(old) if os.path.lexists(target) else old.rename(target)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Makes a file appear in a second place: a hard link, or a copy where there are no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def remove(path: Path) -> None:

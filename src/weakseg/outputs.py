@@ -23,6 +23,7 @@ from weakseg.files import remove_leftovers
 __all__ = [
     "CORRECTED_FILE",
     "LIST_FILE",
+    "OF_FILE_MANAGERS",
     "STAGES",
     "STAGE_FILE",
     "Outputs",
@@ -47,7 +48,9 @@ LIST_FILE = ".weakseg.jsonl"
 
 _MOST = 2**28  # bytes of a list or a record that is read
 _RECORDS = {STAGE_FILE: {"stage", "fingerprint"}, CORRECTED_FILE: {"imports"}}  # and their keys
-_OF_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")
+
+OF_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")
+"""Files that file managers leave anywhere; their others are hidden."""
 
 
 class Outputs:
@@ -182,7 +185,7 @@ def visible(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = sorted(os.listdir(folder))
-    return [n for n in names if not n.startswith(".") and n not in _OF_FILE_MANAGERS]
+    return [n for n in names if not n.startswith(".") and n not in OF_FILE_MANAGERS]
 
 
 def _is_record(file: Path) -> bool:

@@ -1,12 +1,15 @@
 """The whole way from images and tags to a segmentation model: read this file first.
 
 Each stage takes the run folder and leaves a folder of its own in it. A stage whose inputs have not
-changed is skipped; one that was interrupted goes on where it stopped. Masks of the user, where
-there are any, are opened by the check (do they fit?), the evaluation and the report alone.
+changed is skipped; one that was interrupted goes on where it stopped. Whatever can be refused is
+refused before the first stage begins, and leaves no trace; an earlier result stays until the stage
+that replaces it is done. Masks of the user, where there are any, are opened by the check (do they
+fit?), the evaluation and the report alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +25,7 @@ from weakseg.export.model import load, update_models
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
 from weakseg.methods import needs_segmenter, resolve
+from weakseg.outputs import set_aside, visible
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
@@ -42,6 +46,22 @@ _WANTING = {
 }
 
 StageFunction = Callable[[RunFolder, Recipe, Collection], Stage]
+
+_PLANNED: dict[str, StageFunction] = {
+    "check": check.planned,
+    "train": train.planned,
+    "seeds": seeds.planned,
+    "refine": refine.planned,
+    "masks": masks.planned,
+    "segment": segment.planned,
+    "predict": predict.planned,
+    "evaluate": evaluate.planned,
+}
+_PREPARE: dict[str, Callable[[RunFolder, Recipe, Collection], None]] = {
+    "train": train.prepare,
+    "refine": refine.prepare,
+    "segment": segment.prepare,
+}
 
 
 @dataclass(frozen=True)
@@ -89,15 +109,19 @@ def run_recipe(recipe: Recipe, folder: str | Path, *, until: str | None = None) 
     """
     recipe = checked(recipe)  # what would fail after hours fails now, before any data is touched
     run = RunFolder(folder)
+    _refuse_other_content(run)
     collection = collect(recipe.data)
     recipe = with_reading(recipe, collection.reading)
     box_source(recipe, collection)  # refuses boxes that the data do not have
-    _say_changes(run, recipe)
-    if recipe.idle_settings:
-        console.print(f"  without effect: {escape(', '.join(recipe.idle_settings))}")
-    write_recipe(run, recipe)
+    stages = stages_of(recipe, collection, until)
+    _refuse_other_data(run, recipe, collection)
     with run.locked():
-        _run_stages(run, recipe, collection, until)
+        _say_changes(run, recipe)
+        _refuse_what_cannot_be(run, recipe, collection, [name for name, _ in stages])
+        if recipe.idle_settings:
+            console.print(f"  without effect: {escape(', '.join(recipe.idle_settings))}")
+        write_recipe(run, recipe)
+        _run_stages(run, recipe, collection, stages)
     return Run(run.path, recipe, collection)
 
 
@@ -117,11 +141,37 @@ def checked(recipe: Recipe) -> Recipe:
     return project.with_classifier(recipe)
 
 
-def _run_stages(run: RunFolder, recipe: Recipe, collection: Collection, until: str | None) -> None:
+def _refuse_what_cannot_be(
+    run: RunFolder, recipe: Recipe, collection: Collection, names: list[str]
+) -> None:
+    """Goes through the stages without doing any: networks that are to be trained are built, and
+    nothing that cannot be made again may be in the way of a stage that runs.
+
+    Raises:
+        UserError: Of the first stage that could not run.
+    """
+    plan = RunFolder(run.path)
+    for name in names:
+        stage = _PLANNED[name](plan, recipe, collection)
+        if stage.finished:
+            continue
+        stage.refuse_to_lose()
+        if name in _PREPARE:
+            _PREPARE[name](plan, recipe, collection)
+        if not stage.faults:  # what is missing is made again, and nothing follows from it
+            plan.expected[name] = stage.record.fingerprint
+
+
+def _run_stages(
+    run: RunFolder,
+    recipe: Recipe,
+    collection: Collection,
+    stages: list[tuple[str, StageFunction]],
+) -> None:
     for note in collection.notes:
         console.print(f"  [dim]{escape(note)}[/dim]")
     try:
-        for name, work in stages_of(recipe, collection, until):
+        for name, work in stages:
             stage = work(run, recipe, collection)
             if name in ("train", "masks", "segment"):
                 update_models(run, recipe)
@@ -198,43 +248,69 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_data(run: RunFolder, recipe: Recipe) -> None:
-    """A run on other images would clear hours of training: that is never meant."""
+def _refuse_other_data(run: RunFolder, recipe: Recipe, collection: Collection) -> None:
+    """A run on other images would train for hours in the place of a finished one: that is never
+    meant. The same images elsewhere are not other ones.
+    """
     if not run.recipe_file.exists():
         return
     try:
         kept = load_recipe(run.recipe_file).data
     except UserError:  # of another version: its stages decide for themselves
         return
-    if (kept.source, kept.root) != (recipe.data.source, recipe.data.root):
+    if (kept.source, kept.root) == (recipe.data.source, recipe.data.root):
+        return
+    checked = run.record("check")
+    if checked is None or checked.inputs.get("collection") != collection.fingerprint():
         raise UserError(
             f"the folder holds a run on other data ({kept.root or kept.source})",
             where=run.path,
             mend="give another folder with --out, or delete this one first",
+        )
+    console.print(f"  the data are those of {escape(str(kept.root or kept.source))}, elsewhere")
+
+
+def _refuse_other_content(run: RunFolder) -> None:
+    if visible(run.path) and not run.recipe_file.exists():
+        raise UserError(
+            "the folder is not empty and holds no run",
+            where=run.path,
+            mend="give a new or empty folder with --out",
         )
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
     """Keeps the resolved recipe in the run folder.
 
+    A file that says the same stays as it is; one that says something else in somebody's own words
+    is kept under another name.
+
     Raises:
-        UserError: The folder cannot be written to, or holds something else than a run.
+        UserError: The folder cannot be written to.
     """
-    _refuse_other_data(run, recipe)
-    if run.path.is_dir() and any(run.path.iterdir()) and not run.recipe_file.exists():
-        raise UserError(
-            "the folder is not empty and holds no run",
-            where=run.path,
-            mend="give a new or empty folder with --out",
-        )
+    file, text = run.recipe_file, recipe.to_yaml()
     try:
-        with atomic_path(run.recipe_file) as temporary:
-            temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+        if file.is_file():
+            before = _recipe_in(file)
+            if before == recipe:
+                return
+            if before is None or before.to_yaml() != file.read_text(encoding="utf-8"):
+                console.print(f"  {file.name} was written by hand: kept as {set_aside(file).name}")
+        with atomic_path(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise mendable(error, run.path) or error from None
 
 
+def _recipe_in(file: Path) -> Recipe | None:
+    with contextlib.suppress(UserError):  # of another version, or damaged
+        return load_recipe(file)
+    return None
+
+
 def _say(name: str, stage: Stage) -> None:
+    for note in stage.notes:
+        console.print(f"  {escape(note)}")
     if stage.skipped:
         console.print(f"[dim]{name:<9} done before with the same inputs, skipped[/dim]")
         return

@@ -31,7 +31,7 @@ from weakseg.data.voc import listed_ids
 from weakseg.errors import UserError
 from weakseg.export.model import _read_config
 from weakseg.recipe import Recipe, load_recipe
-from weakseg.runfolder import read_record
+from weakseg.stagefiles import read_record
 
 fuzzed = settings(
     max_examples=int(os.environ.get("WEAKSEG_FUZZ", 25)),

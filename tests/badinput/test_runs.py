@@ -14,7 +14,8 @@ from tests.badinput.conftest import Weakseg, listing
 from tests.badinput.corpus import IMAGES, LINKS, World
 from weakseg.data.voc import listed_ids
 from weakseg.errors import UserError
-from weakseg.runfolder import RunFolder, read_record
+from weakseg.runfolder import RunFolder
+from weakseg.stagefiles import read_record
 
 NETWORK = ("--set", "backbone.name=test_resnet", "--set", "backbone.pretrained=false")
 

@@ -187,16 +187,19 @@ def test_a_second_run_skips_everything(finished, monkeypatch):
 
 def test_only_what_a_change_concerns_runs_again(tiny, tmp_path):
     run_recipe(tiny, tmp_path / "run", until="masks")
-    made = ("2-train/*.ckpt", "2-train/stage.json", "2-train/**/*.safetensors", "3-seeds/**/*")
+    made = ("2-train/*.ckpt", "2-train/**/*.safetensors", "3-seeds/**/*")
     kept = contents(tmp_path / "run", *made)
     assert len(kept) > 24
     masks = contents(tmp_path / "run", "5-masks/masks/**/*")
     run = RunFolder(tmp_path / "run")
+    trained = run.record("train")
     other = tiny.model_copy(
         update={"masks": tiny.masks.model_copy(update={"rule": "constant", "threshold": 0.95})}
     )
     run_recipe(other, run.path, until="masks")
     assert contents(run.path, *made) == kept
+    again = run.record("train")
+    assert (again.fingerprint, again.seconds) == (trained.fingerprint, trained.seconds)
     assert contents(run.path, "5-masks/masks/**/*") != masks
     assert run.record("masks").results["threshold"] == 0.95
     # The model folder answers by the masks' threshold wherever it is copied.
@@ -397,14 +400,16 @@ def test_an_image_that_turns_unreadable_names_itself_and_loses_nothing(tiny, tmp
         run_recipe(recipe, tmp_path / "run")
     victim.write_bytes(whole)
     run_recipe(recipe, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").record("train") == trained
+    again = RunFolder(tmp_path / "run").record("train")
+    assert (again.fingerprint, again.seconds) == (trained.fingerprint, trained.seconds)
     run_recipe(recipe, tmp_path / "clean")
     pattern = "3-seeds/scores/**/*"
     assert contents(tmp_path / "run", pattern) == contents(tmp_path / "clean", pattern)
 
 
 def test_a_run_on_other_data_is_not_cleared(finished, tmp_path):
-    other = finished.recipe.data.model_copy(update={"root": tmp_path / "other"})
+    options = {**finished.recipe.data.options, "seed": 4}
+    other = finished.recipe.data.model_copy(update={"root": tmp_path / "other", "options": options})
     before = contents(finished.folder, "2-train/model/*")
     with pytest.raises(UserError, match="other data"):
         run_recipe(finished.recipe.model_copy(update={"data": other}), finished.folder)
@@ -429,7 +434,8 @@ def test_large_images_go_alone_and_small_ones_together(tmp_path):
 def test_a_training_knows_every_setting_of_its_method(tiny_collection):
     """So that neither a model folder nor a finished stage changes when a default does."""
     section = {"name": "puzzle", "alpha": 1.5}
-    kept = train_inputs(load_recipe({"method": section}), tiny_collection)["method"]
+    recipe = load_recipe({"method": section})
+    kept = train_inputs(RunFolder("none"), recipe, tiny_collection)["method"]
     assert set(kept) == {"name", *resolve(section)[0].Config.model_fields}
     assert kept["alpha"] == 1.5
     assert resolve(kept)[1] == resolve(section)[1]

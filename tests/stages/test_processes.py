@@ -118,10 +118,10 @@ def test_two_processes_train_as_one(tiny: Recipe, tmp_path: Path):
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(train.rank_zero_only, "rank", 1)
     train.save_model(tmp_path, None, None, None, {})
-    monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), str(tmp_path / "2-train")])
     (tmp_path / "recipe.yaml").write_text("{}")
     monkeypatch.setattr(train, "collect", lambda _: None)
-    train.launched(lambda run: run.stage_folder("train"), lambda *_: {})
+    train.launched(lambda *_: {})
     assert [p.name for p in tmp_path.rglob("*")] == ["recipe.yaml"]
 
 

@@ -38,6 +38,7 @@ from weakseg.networks.decoder import DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import ReadBands, ReadDepth, Recipe, load_recipe
 from weakseg.runfolder import RunFolder
+from weakseg.stagefiles import as_made, rewrite
 from weakseg.training.footprint import within_memory
 from weakseg.training.segmenter import Segmenter
 
@@ -276,6 +277,8 @@ def update_models(run: RunFolder, recipe: Recipe) -> None:
         done = record is not None and record.status == "done"
         if not (done and (folder / "config.json").is_file()):
             continue
+        if not as_made(folder.parent, "model/config.json"):  # somebody knows better
+            continue
         before = _read_config(folder)
         method = before["task"] == "method"
         segments = not method or resolve(before["method"])[0].segments
@@ -294,10 +297,9 @@ def update_models(run: RunFolder, recipe: Recipe) -> None:
         if now != before:
             card_file = folder / "README.md"
             own = card_file.is_file() and card_file.read_text(encoding="utf-8") == card(before)
-            write_json(folder / "config.json", now)
+            rewrite(folder.parent, "model/config.json", json.dumps(now, indent=1) + "\n")
             if own:  # a licence that somebody has added stays
-                with atomic_path(card_file) as temporary:
-                    temporary.write_text(card(now), encoding="utf-8")
+                rewrite(folder.parent, "model/README.md", card(now))
 
 
 def _first_head(folder: Path, recipe: Recipe) -> str | None:
@@ -446,8 +448,8 @@ def _follow(run: RunFolder, *stages: str) -> bool:
     if len(done) < len(stages):
         return False
     return all(
-        before.fingerprint in _strings(after.inputs)
-        for before, after in zip(done, done[1:], strict=False)
+        run.outcome(before) in set(_strings(after.inputs))
+        for before, after in zip(stages, done[1:], strict=False)
     )
 
 

@@ -21,7 +21,7 @@ from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.inference import Normalise, Predictor, evaluating
 from weakseg.methods import Trainable
 from weakseg.networks.affinity import STRIDES, AffinityNetwork
-from weakseg.networks.backbone import make_backbone
+from weakseg.networks.backbone import Backbone, make_backbone
 from weakseg.networks.spec import BackboneSpec
 from weakseg.ops import dense_crf, dense_crf_from_labels, pamr
 from weakseg.ops.confusion import IGNORE
@@ -30,6 +30,7 @@ from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.seeds import scores_path
 from weakseg.stages.train import (
     augment_for,
+    backbone_inputs,
     launched,
     placement,
     run_training,
@@ -44,11 +45,13 @@ __all__ = [
     "AffinityConfig",
     "network_folder",
     "network_stage",
+    "prepare",
     "read_affinity",
     "sure_labels",
     "train_affinity",
 ]
 
+_WHERE = "refine: affinity"
 _OF_NETWORK = {
     "kind",
     "place",
@@ -205,6 +208,7 @@ class AffinityConfig(Frozen):
 
 def network_stage(
     run: RunFolder,
+    folder: Path,
     recipe: Recipe,
     images: Collection,
     config: AffinityConfig,
@@ -213,20 +217,21 @@ def network_stage(
 ) -> Stage:
     """The network's labels and training, kept apart so that another walk does not repeat them.
 
-    ``before`` is the fingerprint of the scores that the labels are made of.
+    ``folder`` is where the stage of refinement is made, and ``before`` the fingerprint of the scores
+    that the labels are made of.
     """
-    classifier = run.record("train")
+    folder = folder / network_folder(run).name
     inputs = {
         "scores": before,
         "settings": config.model_dump(mode="json", include=_OF_NETWORK),
         "train": without_pace(config.train),
-        "backbone": _spec(recipe, config).model_dump(mode="json"),
-        "classifier": classifier.fingerprint if classifier and config.from_classifier else None,
+        "backbone": backbone_inputs(run, folder, _spec(recipe, config)),
+        "classifier": run.outcome("train") if config.from_classifier else None,
         "threshold": threshold,
         "images": images.fingerprint(),
         "seed": recipe.seed,
     }
-    return Stage(network_folder(run), "affinity network", inputs, recipe.seed)
+    return Stage(folder, "affinity network", inputs, recipe.seed)
 
 
 def network_folder(run: RunFolder) -> Path:
@@ -247,19 +252,22 @@ def train_affinity(
 
     Its maps are boundary probabilities or features.
     """
+    stage.take_over(network_folder(run))
     if not stage.finished:
         with stage.working():
             labels = stage.folder / "labels"
             missing = [s for s in images if not (labels / f"{s.id}.png").exists()]
             _write_labels(missing, scores, labels, config.labels, threshold)
+            folder = stage.folder
             run_training(
                 run,
                 stage,
                 recipe,
                 __name__,
-                lambda: _results(_fit(run, recipe, images, placement(recipe))),
+                lambda: _results(_fit(run, folder, recipe, images, placement(recipe))),
             )
-    model = _fit(run, recipe, images, Placement("cpu")).model  # from its last checkpoint
+    where = Placement("cpu")  # it is in the last checkpoint
+    model = _fit(run, stage.folder, recipe, images, where).model
     backbone = model.backbone
     return Predictor(model, ("affinity",), Normalise(tuple(backbone.mean), tuple(backbone.std)))
 
@@ -409,17 +417,37 @@ def _config(recipe: Recipe) -> AffinityConfig:
     return AffinityConfig.model_validate({k: v for k, v in step.items() if k in of_network})
 
 
-def _fit(run: RunFolder, recipe: Recipe, images: Collection, where: Placement) -> TrainingResult:
-    folder, config = network_folder(run), _config(recipe)
+def prepare(run: RunFolder, recipe: Recipe) -> None:
+    """Builds the network with its weights: what cannot be built is refused before anything is done.
+
+    Raises:
+        UserError: Whatever is wrong with the network or its weights.
+    """
+    backbone = _backbone(recipe)
+    config = _config(recipe)
+    if config.from_classifier:
+        start_backbone(backbone, run.path, _WHERE, trained=recipe.backbone)
+    AffinityNetwork(backbone, config.kind, False, config.place)
+
+
+def _backbone(recipe: Recipe) -> Backbone:
+    config = _config(recipe)
     spec = _spec(recipe, config)
     if config.from_classifier:  # all of its weights come from there
         update = {"pretrained": False, "weights": None, "norm": spec.resolved_norm}
         spec = spec.model_copy(update=update)
+    return make_backbone(spec)
+
+
+def _fit(
+    run: RunFolder, folder: Path, recipe: Recipe, images: Collection, where: Placement
+) -> TrainingResult:
+    config = _config(recipe)
 
     def make_model() -> AffinityLearner:
-        backbone = make_backbone(spec)
+        backbone = _backbone(recipe)
         if config.from_classifier:
-            start_backbone(backbone, run.stage_folder("train"), "refine: affinity")
+            start_backbone(backbone, run.stage_folder("train"), _WHERE)
         backbone.from_scratch = False
         trained = config.kind == "psa" if config.train_backbone is None else config.train_backbone
         network = AffinityNetwork(backbone, config.kind, trained, config.place)
@@ -446,10 +474,10 @@ def _results(result: TrainingResult) -> dict[str, Any]:
     return {"steps": result.steps, "active_steps": result.active_steps}
 
 
-def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
+def _main(run: RunFolder, folder: Path, recipe: Recipe, collection: Collection) -> dict[str, Any]:
     images = collection.split(*recipe.data.train)
-    return _results(_fit(run, recipe, images, placement(recipe)))
+    return _results(_fit(run, folder, recipe, images, placement(recipe)))
 
 
 if __name__ == "__main__":
-    launched(network_folder, _main)
+    launched(_main)

@@ -45,8 +45,8 @@ from weakseg.methods import needs_segmenter
 from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import Recipe
 from weakseg.registry import suggest
-from weakseg.runfolder import RunFolder
-from weakseg.stages.masks import CORRECTED, mask_files
+from weakseg.runfolder import CORRECTED, RunFolder
+from weakseg.stages.masks import mask_files
 from weakseg.stages.predict import images_in
 
 __all__ = [
@@ -113,9 +113,9 @@ def run_masks(
 def _require_current(run: RunFolder, recipe: Recipe) -> None:
     """Raises a UserError where the network was trained again after it predicted."""
     network = "segment" if needs_segmenter(recipe.method, recipe.segmenter_wanted) else "train"
-    trained, predicted = run.record(network), run.record("predict")
+    trained, predicted = run.outcome(network), run.record("predict")
     assert predicted is not None
-    if trained is None or predicted.inputs.get(network) != trained.fingerprint:
+    if trained is None or predicted.inputs.get(network) != trained:
         raise UserError(
             "the predictions are older than the network",
             where=run.path,

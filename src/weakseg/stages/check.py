@@ -18,7 +18,7 @@ from weakseg.files import write_json
 from weakseg.recipe import DataConfig, Recipe
 from weakseg.runfolder import RunFolder, Stage
 
-__all__ = ["check", "collect", "inspect", "truths", "with_reading"]
+__all__ = ["check", "collect", "inspect", "planned", "truths", "with_reading"]
 
 
 def collect(data: DataConfig) -> Collection:
@@ -70,11 +70,7 @@ def check(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     Raises:
         UserError: The data has errors; the table of all of them is shown first.
     """
-    masks = truths(collection)
-    stage = run.stage(
-        "check",
-        {"collection": collection.fingerprint(), "train": recipe.data.train, "masks": masks},
-    )
+    stage = planned(run, recipe, collection)
     if stage.finished:
         return stage
     with stage.working():
@@ -101,3 +97,13 @@ def truths(samples: Iterable[Sample]) -> str:
     there = [s for s in samples if s.mask is not None]
     meant = {s.id if s.mask_id is None else f"{s.id} = {s.mask_id}": s.mask for s in there}
     return contents({name: mask for name, mask in meant.items() if mask is not None})
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    inputs = {
+        "collection": collection.fingerprint(),
+        "train": recipe.data.train,
+        "masks": truths(collection),
+    }
+    return run.stage("check", inputs, keeps=False)

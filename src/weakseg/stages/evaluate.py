@@ -27,10 +27,9 @@ from weakseg.recipe import Recipe
 from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages.check import truths
 from weakseg.stages.localise import RULE, BoxSource, box_source, localise, write_boxes_table
-from weakseg.stages.masks import masks_inputs
 from weakseg.stages.seeds import classification_f1, scores_path
 
-__all__ = ["Judged", "evaluate", "judge_masks", "read_list", "sweep"]
+__all__ = ["Judged", "evaluate", "judge_masks", "planned", "read_list", "sweep"]
 
 _WORST = 12
 
@@ -91,37 +90,18 @@ def sweep(
 
 def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Evaluates seeds, masks and the segmenter's predictions on every split with ground truth."""
-    wanted = ["seeds", "masks"]
-    wanted += ["refine"] if recipe.refine else []
-    wanted += ["predict"] if recipe.segmenter.enabled is not False else []
-    done = {name: run.record(name) for name in wanted}
-    present = {
-        name: r.fingerprint for name, r in done.items() if r is not None and r.status == "done"
-    }
-    if "masks" in present:
-        present["masks"] = str(masks_inputs(run))
-    judged = tuple(s for s in collection if s.mask is not None)
-    boxes = box_source(recipe, collection)
-    inputs = {
-        "stages": present,
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes", "lists"}),
-        "splits": [recipe.data.train, recipe.data.val],
-        "lists": {name: read_list(path) for name, path in recipe.evaluate.lists.items()},
-        "masks": truths(judged),
-    }
-    if boxes is not None:
-        inputs["boxes"] = [boxes.words, boxes.fingerprint]
-    stage = run.stage("evaluate", inputs, seed=recipe.seed)
+    stage = planned(run, recipe, collection)
     if stage.finished:
         return stage
-    if not judged and boxes is None:
+    boxes = box_source(recipe, collection)
+    if boxes is None and all(s.mask is None for s in collection):
         raise UserError(
             "the collection has no ground-truth masks",
             where=collection.name,
             mend="give them with data.masks (--masks FOLDER)",
         )
     with stage.working():
-        evaluation = _Evaluation(run, recipe, collection, present)
+        evaluation = _Evaluation(run, recipe, collection, _present(run, recipe))
         results = evaluation.results()
         write_json(stage.folder / "results.json", results)
         _write_table(stage.folder / "results.csv", results["rows"])
@@ -131,6 +111,48 @@ def evaluate(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             write_json(stage.folder / "boxes.json", {"rows": rows})
             write_boxes_table(stage.folder / "boxes.csv", rows)
     return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now.
+
+    Raises:
+        UserError: A list cannot be read, or holds no image of the collection.
+    """
+    boxes = box_source(recipe, collection)
+    ids = {s.id for s in collection}
+    lists = {name: read_list(path) for name, path in recipe.evaluate.lists.items()}
+    for name, listed in lists.items():
+        if ids.isdisjoint(listed):
+            raise UserError(
+                f"no id of the list {name!r} is in the collection, such as "
+                f"{min(listed, default='')!r}",
+                where=recipe.evaluate.lists[name],
+                mend="list ids as paths relative to the image folder, without suffix",
+            )
+    inputs = {
+        "stages": _present(run, recipe),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"boxes", "lists"}),
+        "splits": [recipe.data.train, recipe.data.val],
+        "lists": lists,
+        "masks": truths(collection),
+    }
+    if boxes is not None:
+        inputs["boxes"] = [boxes.words, boxes.fingerprint]
+    return run.stage("evaluate", inputs, seed=recipe.seed)
+
+
+def _present(run: RunFolder, recipe: Recipe) -> dict[str, str]:
+    """Outcomes of the stages that there is something to compare of."""
+    wanted = ["seeds", "masks"]
+    wanted += ["refine"] if recipe.refine else []
+    wanted += ["predict"] if recipe.segmenter.enabled is not False else []
+    found = {}
+    for name in wanted:
+        record = run.record(name)
+        if name in run.expected or (record is not None and record.status == "done"):
+            found[name] = str(run.outcome(name))
+    return found
 
 
 def read_list(path: Path) -> list[str]:
@@ -206,12 +228,6 @@ class _Evaluation:
         for name, path in self.recipe.evaluate.lists.items():
             ids = set(read_list(path))
             lists[name] = [s for s in known if s.id in ids]
-            if not ids & {s.id for s in self.collection}:
-                raise UserError(
-                    f"no id of the list {name!r} is in the collection, such as {min(ids, default='')!r}",
-                    where=path,
-                    mend="list ids as paths relative to the image folder, without suffix",
-                )
         return {name: samples for name, samples in lists.items() if samples}
 
     def _score_folders(self) -> dict[str, Path]:

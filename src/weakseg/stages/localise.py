@@ -39,7 +39,7 @@ from weakseg.data.scorefile import read_scores
 from weakseg.errors import UserError
 from weakseg.ops.boxes import best_overlaps, box_accuracy, component_boxes
 from weakseg.recipe import Recipe
-from weakseg.runfolder import fingerprint
+from weakseg.stagefiles import fingerprint
 from weakseg.stages.seeds import scores_path
 
 __all__ = ["IOUS", "RULE", "BoxSource", "box_source", "has_boxes", "localise", "write_boxes_table"]

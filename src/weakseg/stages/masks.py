@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from weakseg.data.images import image_size, read_mask, write_mask
 from weakseg.data.samples import Collection, Sample, lot
 from weakseg.data.scorefile import ScoreFile, read_scores
 from weakseg.data.sources import count, scan
+from weakseg.digests import contents
 from weakseg.errors import UserError
 from weakseg.files import atomic_path, write_json
 from weakseg.ops import (
@@ -28,12 +28,12 @@ from weakseg.ops import (
 )
 from weakseg.ops.confusion import IGNORE
 from weakseg.recipe import MasksConfig, Recipe
-from weakseg.runfolder import RunFolder, Stage
+from weakseg.runfolder import CORRECTED, RunFolder, Stage
+from weakseg.stagefiles import changed_by_hand
 from weakseg.stages.score import Masked, Scored, score_masks, write_quality
 from weakseg.stages.seeds import scores_path
 
 __all__ = [
-    "CORRECTED",
     "Rule",
     "choose_rule",
     "corrected_ids",
@@ -42,15 +42,12 @@ __all__ = [
     "mask_files",
     "mask_files_inputs",
     "masks",
-    "masks_inputs",
+    "planned",
     "require_corrections_of_images",
     "require_masks_that_fit",
     "rule_settings",
     "score",
 ]
-
-CORRECTED = "corrected"
-"""Folder of a run, beside those of the stages, with the masks that a person has corrected."""
 
 _BINS = 256
 _NAMES: dict[Criterion, str] = {
@@ -94,17 +91,7 @@ class Rule:
 
 def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Writes one mask for each training image, ``classes.txt`` and ``rule.json``."""
-    images = collection.split(*recipe.data.train)
-    before = run.record("refine" if recipe.steps else "seeds")
-    stage = run.stage(
-        "masks",
-        {
-            "scores": before.fingerprint if before else None,
-            "masks": rule_settings(recipe.masks),
-            "images": images.fingerprint(),
-        },
-        seed=recipe.seed,
-    )
+    stage, images = planned(run, recipe, collection), collection.split(*recipe.data.train)
     if stage.finished:
         return stage
     run.require("refine" if recipe.steps else "seeds")
@@ -131,14 +118,24 @@ def masks(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
         with ThreadPoolExecutor() as pool:
             for _ in track(pool.map(write, missing), "masks", len(missing)):
                 pass
-        write_quality(stage.folder / "quality.csv", score(run, images, _ESTIMATED))
+        made = stage.folder / "masks"
+        write_quality(stage.folder / "quality.csv", score(run, images, _ESTIMATED, made))
         stage.results |= {
             "images": len(images),
             "rule": rule.rule,
             "threshold": None if rule.threshold is None else round(rule.threshold, 4),
-            "digest": _digest(stage.folder / "masks"),
         }
     return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    inputs = {
+        "scores": run.outcome("refine" if recipe.steps else "seeds"),
+        "masks": rule_settings(recipe.masks),
+        "images": collection.split(*recipe.data.train).fingerprint(),
+    }
+    return run.stage("masks", inputs, seed=recipe.seed)
 
 
 def rule_settings(config: MasksConfig) -> dict[str, Any]:
@@ -152,43 +149,28 @@ def rule_settings(config: MasksConfig) -> dict[str, Any]:
     return settings
 
 
-def score(run: RunFolder, images: Collection, limit: int | None = None) -> list[Scored]:
+def score(
+    run: RunFolder, images: Collection, limit: int | None = None, folder: Path | None = None
+) -> list[Scored]:
     """Sorts a run's masks by their estimated quality; those that were corrected are left out.
 
     Args:
         run: A run with masks.
         images: Its training images.
         limit: At most so many, drawn by a fixed lot; default all.
+        folder: Of the masks; default: the run's.
     """
-    folder = run.stage_folder("masks")
+    folder = folder or run.stage_folder("masks") / "masks"
     done = corrected_ids(run, images)
     chosen = sorted((s for s in images if s.id not in done), key=lambda s: lot(s.id))
-    masked = [Masked(s, folder / "masks" / f"{s.id}.png") for s in chosen[:limit]]
+    masked = [Masked(s, folder / f"{s.id}.png") for s in chosen[:limit]]
     return score_masks(masked)
-
-
-def masks_inputs(run: RunFolder) -> str | None:
-    """What stages that use the masks depend on: how they were made, and corrections by hand."""
-    made = run.record("masks")
-    if made is None:
-        return None
-    edits = _edits(run)
-    return made.fingerprint if edits is None else f"{made.fingerprint}, corrected: {edits}"
 
 
 def edited_in_place(run: RunFolder) -> bool:
     """Whether masks of the stage itself were changed by hand."""
-    return _edits(run) is not None
-
-
-def _edits(run: RunFolder) -> str | None:
-    """Digest of the stage's masks, where it is no longer the one that they were made with."""
-    made = run.record("masks")
-    digest = None if made is None or made.status != "done" else made.results.get("digest")
-    if digest is None:
-        return None
-    now = _digest(run.stage_folder("masks") / "masks")
-    return None if now == digest else now
+    changed = changed_by_hand(run.stage_folder("masks"))
+    return any(name.startswith("masks/") for name in changed)
 
 
 def corrected_ids(run: RunFolder, images: Collection) -> list[str]:
@@ -208,11 +190,11 @@ def mask_files(run: RunFolder, images: Collection) -> list[Path]:
 
 def mask_files_inputs(run: RunFolder, images: Collection) -> str | None:
     """What a training on :func:`mask_files` depends on: the masks, and the corrected ones of these images."""
-    made = masks_inputs(run)
-    corrected = [run.path / CORRECTED / f"{i}.png" for i in corrected_ids(run, images)]
+    made = run.outcome("masks")
+    corrected = {i: run.path / CORRECTED / f"{i}.png" for i in corrected_ids(run, images)}
     if made is None or not corrected:
         return made
-    return f"{made}, imported: {_digest(run.path / CORRECTED, corrected)}"
+    return f"{made}, imported: {contents(corrected)}"
 
 
 def require_corrections_of_images(run: RunFolder, collection: Collection) -> None:
@@ -289,14 +271,6 @@ def require_masks_that_fit(run: RunFolder, images: Collection) -> None:
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _digest(folder: Path, files: Iterable[Path] | None = None) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("[!.]*.png") if files is None else files):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def label(seed: ScoreFile, threshold: float | None, margin: float = 0.0) -> np.ndarray:

@@ -28,30 +28,36 @@ from weakseg.stages.batches import ahead, groups_of_one_size, pick_device, read_
 
 _UNDECIDED = Reading()
 
-__all__ = ["images_in", "predict", "predict_images"]
+__all__ = ["images_in", "planned", "predict", "predict_images"]
 
 
 def predict(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Predicts every image of the collection; training images too, whose masks it improves."""
-    network = "segment" if needs_segmenter(recipe.method, recipe.segmenter_wanted) else "train"
-    trained = run.record(network)
-    stage = run.stage(
-        "predict",
-        {
-            network: trained.fingerprint if trained else None,
-            "predict": _settings(recipe.predict),
-            "images": collection.fingerprint(),
-        },
-        seed=recipe.seed,
-    )
+    stage = planned(run, recipe, collection)
     if stage.finished:
         return stage
-    model = load(run.require(network))
+    model = load(run.require(_network(recipe)))
     with stage.working():
         model.to(pick_device(recipe.runtime.accelerator))
         predict_images(model, collection.samples, stage.folder / "masks", recipe.predict)
         stage.results |= {"images": len(collection)}
     return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    network = _network(recipe)
+    inputs = {
+        network: run.outcome(network),
+        "predict": _settings(recipe.predict),
+        "images": collection.fingerprint(),
+    }
+    return run.stage("predict", inputs, seed=recipe.seed)
+
+
+def _network(recipe: Recipe) -> str:
+    """The stage whose network predicts."""
+    return "segment" if needs_segmenter(recipe.method, recipe.segmenter_wanted) else "train"
 
 
 def _settings(config: PredictConfig) -> dict[str, Any]:
@@ -103,7 +109,9 @@ def _predict_groups(
 
     def write(group: list[Sample], found: np.ndarray) -> None:
         for sample, mask in zip(group, found, strict=True):
-            write_mask(folder / f"{sample.id}.png", mask)
+            file = folder / f"{sample.id}.png"
+            if not (resume and file.exists()):  # it may have been changed by hand since
+                write_mask(file, mask)
 
     done = len(samples) - sum(map(len, todo))
     with ThreadPoolExecutor(1) as writer, Bar("predict", len(samples), done) as bar:

@@ -7,7 +7,6 @@ image and scores; the stage provides it. To add one, register a class here.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from weakseg.data.samples import Collection, Sample
 from weakseg.data.scorefile import ScoreFile, read_scores, write_scores
 from weakseg.errors import UserError
 from weakseg.export.model import load
+from weakseg.files import remove
 from weakseg.inference import Predictor, evaluating
 from weakseg.methods import Method
 from weakseg.networks.affinity import STRIDES
@@ -40,6 +40,7 @@ from weakseg.ops import (
 from weakseg.recipe import MasksConfig, Recipe
 from weakseg.registry import Registry
 from weakseg.runfolder import RunFolder, Stage
+from weakseg.stagefiles import changed_by_hand
 from weakseg.stages.affinity import (
     AffinityConfig,
     network_folder,
@@ -47,10 +48,11 @@ from weakseg.stages.affinity import (
     read_affinity,
     train_affinity,
 )
+from weakseg.stages.affinity import prepare as prepare_affinity
 from weakseg.stages.batches import ahead, pick_device
 from weakseg.stages.masks import choose_rule, rule_settings
 from weakseg.stages.seeds import scores_path
-from weakseg.stages.train import PACE
+from weakseg.stages.train import PACE, backbone_inputs
 
 __all__ = ["Given", "Step", "check_settings", "refine", "resolve_steps", "steps"]
 
@@ -359,36 +361,52 @@ def check_settings(recipe: Recipe) -> None:
 
 def refine(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Runs the steps that are not done yet on the scores of all training images."""
-    images = collection.split(*recipe.data.train)
-    seeded = run.record("seeds")
-    chain = resolve_steps(recipe.refine)
-    before = seeded.fingerprint if seeded else None
+    stage, images = planned(run, recipe, collection), collection.split(*recipe.data.train)
+    if stage.finished:
+        return stage
+    before, scores = run.outcome("seeds"), run.require("seeds") / "scores"
+    with stage.working():
+        for i, step in enumerate(resolve_steps(recipe.refine)):
+            finished = run.scores_folder(recipe.steps, i).parent
+            folder = stage.folder / finished.name
+            work = _Work(run, recipe, images, folder, scores, step, before)
+            work.stage.take_over(finished)
+            work.run()
+            before, scores = work.stage.record.fingerprint, folder / "scores"
+            stage.results[folder.name] = work.stage.results
+        _remove_other_steps(run, recipe, stage.folder)
+    return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    images, chain = collection.split(*recipe.data.train), resolve_steps(recipe.refine)
     inputs = {
-        "seeds": before,
+        "seeds": run.outcome("seeds"),
         "steps": [
             {"name": section["name"]} | step.config.model_dump(mode="json", exclude={"train": PACE})
             for section, step in zip(recipe.refine, chain, strict=True)
         ],
         "masks": rule_settings(_masks_rule(recipe)) if _needs("threshold", chain) else None,
         "max_side": recipe.seeds.max_side,
-        "train": _trained(run) if _needs_classifier(recipe, chain) else None,
-        "backbone": recipe.backbone.model_dump(mode="json") if _needs("affinity", chain) else None,
+        "train": run.outcome("train") if _needs_classifier(recipe, chain) else None,
+        "backbone": backbone_inputs(run, run.stage_folder("refine"), recipe.backbone)
+        if _needs("affinity", chain)
+        else None,
         "seed": recipe.seed,
         "images": images.fingerprint(),
     }
-    stage = run.stage("refine", inputs, seed=recipe.seed, of_parts=True)
-    if stage.finished:
-        return stage
-    scores = run.require("seeds") / "scores"
-    with stage.working():
-        for i, step in enumerate(chain):
-            made = run.scores_folder(recipe.steps, i)
-            work = _Work(run, recipe, images, made.parent, scores, step, before)
-            work.run()
-            before, scores = work.stage.record.fingerprint, made
-            stage.results[made.parent.name] = work.stage.results
-        _remove_other_steps(run, recipe)
-    return stage
+    return run.stage("refine", inputs, seed=recipe.seed, of_parts=True)
+
+
+def prepare(run: RunFolder, recipe: Recipe, collection: Collection) -> None:
+    """Builds the affinity network, where a step needs it.
+
+    Raises:
+        UserError: It cannot be built.
+    """
+    if "affinity" in recipe.steps:
+        prepare_affinity(run, recipe)
 
 
 def _masks_rule(recipe: Recipe) -> MasksConfig:
@@ -416,7 +434,7 @@ class _Work:
         before: str | None,
     ) -> None:
         self.run_folder, self.recipe, self.images = run, recipe, images
-        self.folder, self.scores, self.step = folder, scores, step
+        self.scores, self.step = scores, step
         self.name = folder.name.partition("-")[2]
         self.rule: str | None = None
         self.threshold = 0.0  # of scores with a background map of their own
@@ -431,9 +449,11 @@ class _Work:
             "images": images.fingerprint(),
         }
         if "features" in step.needs:
-            inputs["train"] = _trained(run)
+            inputs["train"] = run.outcome("train")
         if "affinity" in step.needs:
-            self.network = network_stage(run, recipe, images, step.config, self.threshold, before)
+            self.network = network_stage(
+                run, folder.parent, recipe, images, step.config, self.threshold, before
+            )
             inputs["network"] = self.network.record.fingerprint
             walk = {"max_side", "place", "flip", "radius", "beta", "steps", "alpha"}
             inputs["settings"] = step.config.model_dump(mode="json", include=walk)
@@ -471,7 +491,7 @@ class _Work:
         )
 
     def _path(self, sample: Sample) -> Path:
-        return scores_path(self.folder / "scores", sample.id)
+        return scores_path(self.stage.folder / "scores", sample.id)
 
     def _provider(self, device: torch.device) -> Callable[[Given], Given]:
         """What adds to each image's ``Given`` that which the step needs."""
@@ -521,16 +541,11 @@ def _needs_classifier(recipe: Recipe, chain: Iterable[Step]) -> bool:
     return trained and (_needs("features", chain) or _needs("affinity", chain))
 
 
-def _trained(run: RunFolder) -> str | None:
-    record = run.record("train")
-    return record.fingerprint if record else None
-
-
-def _remove_other_steps(run: RunFolder, recipe: Recipe) -> None:
-    """Folders of steps that the recipe no longer has."""
-    own = {run.scores_folder(recipe.steps, i).parent for i in range(len(recipe.steps))}
+def _remove_other_steps(run: RunFolder, recipe: Recipe, folder: Path) -> None:
+    """Folders of steps that the recipe no longer has, where the stage's are made."""
+    own = {run.scores_folder(recipe.steps, i).parent.name for i in range(len(recipe.steps))}
     if "affinity" in recipe.steps:
-        own.add(network_folder(run))
-    for folder in run.stage_folder("refine").iterdir():
-        if folder.is_dir() and folder not in own:
-            shutil.rmtree(folder)
+        own.add(network_folder(run).name)
+    for step in list(folder.iterdir()):
+        if step.is_dir() and step.name not in own and not changed_by_hand(step):
+            remove(step)

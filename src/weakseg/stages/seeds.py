@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
     "classification_f1",
     "gated",
     "make_seeds",
+    "planned",
     "scores_path",
     "seeds",
 ]
@@ -62,21 +64,11 @@ def check_settings(recipe: Recipe) -> None:
 
 def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
     """Writes one score file for each training image, gated by its tags."""
-    images = collection.split(*recipe.data.train)
-    if recipe.seeds.given is not None:
-        return _given(run, recipe, images, recipe.seeds.given)
-    trained = run.record("train")
-    stage = run.stage(
-        "seeds",
-        {
-            "train": trained.fingerprint if trained else None,
-            "seeds": recipe.seeds.model_dump(mode="json", exclude=_GIVEN),
-            "images": images.fingerprint(),
-        },
-        seed=recipe.seed,
-    )
+    stage, images = planned(run, recipe, collection), collection.split(*recipe.data.train)
     if stage.finished:
         return stage
+    if recipe.seeds.given is not None:
+        return _given(stage, recipe, images, recipe.seeds.given)
     model = load(run.require("train"))
     heads = model.model.heads
     if recipe.seeds.head is not None and recipe.seeds.head not in heads:
@@ -99,6 +91,25 @@ def seeds(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
             "f1": classification_f1(images, stage.folder / "scores"),
         }
     return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now.
+
+    Raises:
+        UserError: Given score files are missing.
+    """
+    config, images = recipe.seeds, collection.split(*recipe.data.train)
+    inputs: dict[str, Any] = {"images": images.fingerprint()}
+    if config.given is None:
+        inputs["train"] = run.outcome("train")
+        inputs["seeds"] = config.model_dump(mode="json", exclude=_GIVEN)
+    else:
+        files = find_files(config.given, images.samples)
+        inputs["given"] = contents({f"{key}{file.suffix}": file for key, file in files.items()})
+        inputs["format"] = config.given_format
+        inputs["seeds"] = config.model_dump(mode="json", include={"stride", "dtype", "max_side"})
+    return run.stage("seeds", inputs, seed=recipe.seed)
 
 
 def make_seeds(
@@ -199,28 +210,23 @@ def _write_group(
             size=size,
             probabilities=None if probabilities is None else probabilities[i],
         )
-        write_scores(scores_path(folder, sample.id), own, dtype=config.dtype)
+        _write_missing(folder, sample, own, config)
+
+
+def _write_missing(folder: Path, sample: Sample, scores: ScoreFile, config: SeedsConfig) -> None:
+    """A file that is there is complete, and may have been changed by hand since."""
+    path = scores_path(folder, sample.id)
+    if not path.exists():
+        write_scores(path, scores, dtype=config.dtype)
 
 
 # --- given scores ---------------------------------------------------------------------------
 
 
-def _given(run: RunFolder, recipe: Recipe, images: Collection, folder: Path) -> Stage:
+def _given(stage: Stage, recipe: Recipe, images: Collection, folder: Path) -> Stage:
     """Turns the score files of other code into this stage's."""
     config = recipe.seeds
     files = find_files(folder, images.samples)
-    stage = run.stage(
-        "seeds",
-        {
-            "given": contents({f"{key}{file.suffix}": file for key, file in files.items()}),
-            "format": config.given_format,
-            "seeds": config.model_dump(mode="json", include={"stride", "dtype", "max_side"}),
-            "images": images.fingerprint(),
-        },
-        seed=recipe.seed,
-    )
-    if stage.finished:
-        return stage
     tags = dict(zip((s.id for s in images), images.tag_matrix(), strict=True))
     present = {key: (np.flatnonzero(row) + 1).tolist() for key, row in tags.items()}
     kind = settle_format(config.given_format, files, present)
@@ -277,7 +283,7 @@ def _convert(
         size=size,
         probabilities=found.probabilities if fits else None,
     )
-    write_scores(scores_path(folder, sample.id), result, dtype=config.dtype)
+    _write_missing(folder, sample, result, config)
     return set(np.flatnonzero(own) + 1) <= set(found.classes.tolist())
 
 

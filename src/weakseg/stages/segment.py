@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from weakseg.stages.masks import (
 )
 from weakseg.stages.train import (
     augment_for,
+    backbone_inputs,
     launched,
     origin,
     placement,
@@ -41,10 +44,11 @@ from weakseg.stages.train import (
 from weakseg.training.fit import fit
 from weakseg.training.segmenter import Segmenter
 
-__all__ = ["best_presence", "check_settings", "segment"]
+__all__ = ["best_presence", "check_settings", "planned", "prepare", "segment"]
 
 _CALIBRATED_FROM = 200  # images
 _CALIBRATED_BY = 200
+_FROM_CLASSIFIER = "segmenter.from_classifier"
 
 
 def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
@@ -52,27 +56,44 @@ def segment(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 
     Where a person has corrected a mask (``RUN/corrected``), that one takes the pseudo mask's place.
     """
-    images = collection.split(*recipe.data.train)
     require_corrections_of_images(run, collection)
-    stage = run.stage(
-        "segment",
-        {
-            "seed": recipe.seed,
-            "masks": mask_files_inputs(run, images),
-            "backbone": recipe.segmenter_backbone.model_dump(mode="json"),
-            "segmenter": _settings(recipe),
-            "train": without_pace(recipe.segmenter.train),
-            "init_from": origin(recipe.segmenter.train),
-        },
-        seed=recipe.seed,
-    )
+    stage, images = planned(run, recipe, collection), collection.split(*recipe.data.train)
     if stage.finished:
         return stage
     run.require("masks")
     require_masks_that_fit(run, images)
     with stage.working():
-        run_training(run, stage, recipe, __name__, lambda: _fit(run, recipe, images))
+        work = partial(_fit, run, stage.folder, recipe, images)
+        run_training(run, stage, recipe, __name__, work)
     return stage
+
+
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    images, folder = collection.split(*recipe.data.train), run.stage_folder("segment")
+    inputs = {
+        "seed": recipe.seed,
+        "masks": mask_files_inputs(run, images),
+        "backbone": backbone_inputs(run, folder, recipe.segmenter_backbone),
+        "segmenter": _settings(recipe),
+        "train": without_pace(recipe.segmenter.train),
+        "init_from": origin(recipe.segmenter.train),
+    }
+    return run.stage("segment", inputs, seed=recipe.seed)
+
+
+def prepare(run: RunFolder, recipe: Recipe, collection: Collection) -> None:
+    """Builds the network with its weights: what cannot be built is refused before anything is done.
+
+    Raises:
+        UserError: Whatever is wrong with the network, its weights or ``init_from``; or there are
+            corrected masks of no image.
+    """
+    require_corrections_of_images(run, collection)
+    model = _build(recipe, len(collection.classes))
+    if recipe.segmenter_starts_from_classifier:
+        start_backbone(model.backbone, run.path, _FROM_CLASSIFIER, trained=recipe.backbone)
+    start_from(model, recipe.segmenter.train, say=False)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -110,8 +131,16 @@ def check_settings(recipe: Recipe) -> None:
         )
 
 
-def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
-    folder, config, spec = run.stage_folder("segment"), recipe.segmenter, recipe.segmenter_backbone
+def _build(recipe: Recipe, classes: int) -> Segmenter:
+    config = recipe.segmenter
+    backbone = make_backbone(recipe.segmenter_backbone)
+    network = DeepLabV3Plus(backbone, classes + 1, config.channels, config.dilations)
+    mix = None if config.mix is None else build_mix(config.mix, classes)
+    return Segmenter(network, mix, config.mix_start, config.classify)
+
+
+def _fit(run: RunFolder, folder: Path, recipe: Recipe, images: Collection) -> dict[str, Any]:
+    config, spec = recipe.segmenter, recipe.segmenter_backbone
     decoder: dict[str, Any] = {"channels": config.channels, "dilations": list(config.dilations)}
     given = images
     if config.classify:
@@ -120,12 +149,9 @@ def _fit(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
         images = given.only(s.id for s in given if s.id not in held_out)
 
     def make_model() -> Segmenter:
-        classes = len(images.classes)
-        network = DeepLabV3Plus(make_backbone(spec), classes + 1, config.channels, config.dilations)
-        mix = None if config.mix is None else build_mix(config.mix, classes)
-        model = Segmenter(network, mix, config.mix_start, config.classify)
+        model = _build(recipe, len(images.classes))
         if recipe.segmenter_starts_from_classifier:
-            start_backbone(model.backbone, run.stage_folder("train"), "segmenter.from_classifier")
+            start_backbone(model.backbone, run.stage_folder("train"), _FROM_CLASSIFIER)
             if recipe.method.get("from_classifier"):  # weights that others have trained
                 model.backbone.from_scratch = False
         start_from(model, config.train)
@@ -215,9 +241,9 @@ def best_presence(probabilities: np.ndarray, tags: np.ndarray) -> float:
     return float(thresholds[best[len(best) // 2]])
 
 
-def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
-    return _fit(run, recipe, collection.split(*recipe.data.train))
+def _main(run: RunFolder, folder: Path, recipe: Recipe, collection: Collection) -> dict[str, Any]:
+    return _fit(run, folder, recipe, collection.split(*recipe.data.train))
 
 
 if __name__ == "__main__":
-    launched(lambda run: run.stage_folder("segment"), _main)
+    launched(_main)

@@ -6,7 +6,6 @@ RUN``), because Lightning starts the main script again in every rank.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from weakseg.console import console
 from weakseg.data.loading import Augment, TrainingFeatures, TrainingImages, derive_seed
 from weakseg.data.samples import Collection
+from weakseg.digests import digest
 from weakseg.errors import UserError
 from weakseg.export.model import (
     find_model,
@@ -30,11 +30,12 @@ from weakseg.export.model import (
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
-from weakseg.networks.backbone import Backbone, backbone_factory, weights_from
+from weakseg.networks.backbone import Backbone, backbone_factory, make_backbone, weights_from
 from weakseg.networks.heads import init_heads
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.runfolder import RunFolder, Stage, mendable
+from weakseg.stagefiles import read_record
 from weakseg.stages.batches import device_words, pick_device
 from weakseg.stages.check import collect
 from weakseg.stages.features import FEATURES, keep_features, pooled_features
@@ -45,9 +46,12 @@ from weakseg.training.fit import Placement, TrainingResult, fit
 __all__ = [
     "PACE",
     "augment_for",
+    "backbone_inputs",
     "launched",
     "origin",
     "placement",
+    "planned",
+    "prepare",
     "run_training",
     "save_model",
     "saved_spec",
@@ -69,32 +73,69 @@ def train(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
 
     Where the recipe gives a trained classifier, nothing is trained: its parts become the model.
     """
-    images = collection.split(*recipe.data.train)
-    given = projected_inputs(recipe, images)
-    stage = run.stage("train", given or train_inputs(recipe, images), seed=recipe.seed)
+    stage, images = planned(run, recipe, collection), collection.split(*recipe.data.train)
     if stage.finished:
         return stage
-    if given is None and stage.previous is not None and stage.previous.status == "done":
-        _make_model(recipe, images)  # a finished training is cleared for one that can start
     with stage.working():
-        if given is not None:
+        if recipe.method.get("from_classifier") is not None:
             stage.results |= project(stage.folder, recipe, images)
             return stage
         run_training(run, stage, recipe, __name__, lambda: _fit(stage.folder, recipe, images))
     return stage
 
 
-def train_inputs(recipe: Recipe, images: Collection) -> dict[str, Any]:
+def planned(run: RunFolder, recipe: Recipe, collection: Collection) -> Stage:
+    """The stage as it would be run now."""
+    images = collection.split(*recipe.data.train)
+    inputs = projected_inputs(recipe, images) or train_inputs(run, recipe, images)
+    return run.stage("train", inputs, seed=recipe.seed)
+
+
+def prepare(run: RunFolder, recipe: Recipe, collection: Collection) -> None:
+    """Builds the method with its weights: what cannot be built is refused before anything is done.
+
+    Raises:
+        UserError: Whatever is wrong with the network, its weights or ``init_from``.
+    """
+    if recipe.method.get("from_classifier") is None:
+        _make_model(recipe, collection.split(*recipe.data.train), say=False)
+
+
+def train_inputs(run: RunFolder, recipe: Recipe, images: Collection) -> dict[str, Any]:
     """Everything that decides the result of the stage."""
     return {
         "seed": recipe.seed,
         "method": _settled(recipe),
-        "backbone": recipe.backbone.model_dump(mode="json"),
+        "backbone": backbone_inputs(run, run.stage_folder("train"), recipe.backbone),
         "train": without_pace(recipe.train),
         "init_from": origin(recipe.train),
         "images": images.fingerprint(),
         **({"views": _views(recipe)} if trains_on_features(recipe) else {}),
     }
+
+
+def backbone_inputs(run: RunFolder, folder: Path, spec: BackboneSpec) -> dict[str, Any]:
+    """The settings of a backbone, with the digest of a weights file in the place of its path.
+
+    A file that the run was started with, and that is gone, is taken to be what it was: the record
+    in the folder of the stage says what.
+    """
+    values = spec.model_dump(mode="json")
+    if spec.weights is not None:
+        found = digest(spec.weights.expanduser())
+        values["weights"] = found or _weights_before(run, folder, spec) or str(spec.weights)
+    return values
+
+
+def _weights_before(run: RunFolder, folder: Path, spec: BackboneSpec) -> str | None:
+    record = read_record(folder)
+    inputs = record.inputs.get("backbone") if record is not None else None
+    try:
+        kept = load_recipe(run.recipe_file)
+    except UserError:
+        return None
+    same = spec.weights in (kept.backbone.weights, kept.segmenter_backbone.weights)
+    return inputs.get("weights") if same and isinstance(inputs, dict) else None
 
 
 def trains_on_features(recipe: Recipe) -> bool:
@@ -123,8 +164,7 @@ def origin(config: TrainConfig) -> str | None:
     """Digest of the weights that ``init_from`` points to: others there mean other inputs."""
     if config.init_from is None:
         return None
-    with (find_model(config.init_from) / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digest(find_model(config.init_from) / "model.safetensors")
 
 
 def run_training(
@@ -140,7 +180,8 @@ def run_training(
     results, failure = stage.folder / "results.json", stage.folder / "failure.json"
     for old in (results, failure):
         old.unlink(missing_ok=True)
-    done = subprocess.run([sys.executable, "-m", module, str(run.path)], check=False)
+    words = [sys.executable, "-m", module, str(run.path), str(stage.folder)]
+    done = subprocess.run(words, check=False)
     if failure.exists():
         raise UserError(**json.loads(failure.read_text(encoding="utf-8")))
     if done.returncode or not results.exists():
@@ -150,21 +191,18 @@ def run_training(
             mend="its last lines above say why; run the same command again to go on",
         )
     stage.results |= json.loads(results.read_text(encoding="utf-8"))
+    results.unlink()
 
 
-def launched(
-    find: Callable[[RunFolder], Path],
-    work: Callable[[RunFolder, Recipe, Collection], dict[str, Any]],
-) -> None:
+def launched(work: Callable[[RunFolder, Path, Recipe, Collection], dict[str, Any]]) -> None:
     """Body of a launched training process: every rank runs it, the first one writes and reports.
 
-    ``find`` gives the folder of the stage, in which its parent looks for the results.
+    ``work`` gets the run, and the folder that its parent looks for the results in.
     """
-    run = RunFolder(sys.argv[1])
+    run, folder = RunFolder(sys.argv[1]), Path(sys.argv[2])
     recipe = load_recipe(run.recipe_file)
-    folder = find(run)
     try:
-        results = work(run, recipe, collect(recipe.data))
+        results = work(run, folder, recipe, collect(recipe.data))
     except Exception as raised:
         error = mendable(raised, folder)
         if error is None:
@@ -203,10 +241,10 @@ def saved_spec(spec: BackboneSpec, model: Trainable) -> dict[str, Any]:
     }
 
 
-def _make_model(recipe: Recipe, images: Collection) -> Trainable:
+def _make_model(recipe: Recipe, images: Collection, *, say: bool = True) -> Trainable:
     model = build(recipe.method, backbone_factory(recipe.backbone), len(images.classes))
     init_heads(model, recipe.train.head_init)
-    start_from(model, recipe.train)
+    start_from(model, recipe.train, say=say)
     return model
 
 
@@ -290,18 +328,29 @@ def save_model(
     save(folder / "model", predictor, network, details)
 
 
-def start_backbone(backbone: Backbone, folder: Path, where: str) -> None:
+def start_backbone(
+    backbone: Backbone, folder: Path, where: str, *, trained: BackboneSpec | None = None
+) -> None:
     """Starts a backbone from that of a trained model.
 
+    Args:
+        backbone: The backbone.
+        folder: A model folder or a stage with one.
+        where: The recipe's key that asked for it.
+        trained: Where the model is not trained yet: its backbone, to see whether they fit.
+
     Raises:
-        UserError: They differ; ``where`` is the recipe's key that asked for it.
+        UserError: They differ.
     """
-    weights = read_weights(find_model(folder))
-    own = {
-        key.partition("backbone.")[2]: tensor
-        for key, tensor in weights.items()
-        if key.startswith(("backbone.", "classifier.backbone."))
-    }
+    if trained is None:
+        own = {
+            key.partition("backbone.")[2]: tensor
+            for key, tensor in read_weights(find_model(folder)).items()
+            if key.startswith(("backbone.", "classifier.backbone."))
+        }
+    else:
+        without = trained.model_copy(update={"pretrained": False, "weights": None})
+        own = make_backbone(without).state_dict()
     try:
         backbone.load_state_dict(own)
     except RuntimeError:
@@ -317,21 +366,21 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def start_from(model: Trainable, config: TrainConfig) -> None:
+def start_from(model: Trainable, config: TrainConfig, *, say: bool = True) -> None:
     """Starts a model from the weights of ``init_from``, where it is set; says what is not in them."""
     if config.init_from is None:
         return
     missing = initialise(model, config.init_from)
-    if missing:
+    if missing and say:
         console.print(
             f"  {len(missing)} tensors start fresh, such as {missing[0]}: {config.init_from} has none "
             "of that name (a part that its method does not have, such as a decoder)"
         )
 
 
-def _main(run: RunFolder, recipe: Recipe, collection: Collection) -> dict[str, Any]:
-    return _fit(run.stage_folder("train"), recipe, collection.split(*recipe.data.train))
+def _main(run: RunFolder, folder: Path, recipe: Recipe, collection: Collection) -> dict[str, Any]:
+    return _fit(folder, recipe, collection.split(*recipe.data.train))
 
 
 if __name__ == "__main__":
-    launched(lambda run: run.stage_folder("train"), _main)
+    launched(_main)
