@@ -1,7 +1,7 @@
 """Tiny things that many tests share: a network of a second, a data set of eight images."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -44,6 +44,20 @@ def _same_randomness() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     cv2.setNumThreads(-1)
+
+
+@pytest.fixture
+def oracle() -> Callable[[str], dict[str, np.ndarray]]:
+    """Reads the arrays of an oracle by its name; skips where it is not there."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        file = SHARED / "oracles" / f"{name}.npz"
+        if not file.exists():
+            pytest.skip(f"no file {file}")
+        with np.load(file) as arrays:
+            return dict(arrays)
+
+    return read
 
 
 @pytest.fixture(scope="session")

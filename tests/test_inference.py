@@ -148,6 +148,28 @@ def test_logits_and_background_are_averaged():
     torch.testing.assert_close(maps.background, torch.full((2, 1, 4, 8), 0.75))
 
 
+@pytest.mark.parametrize("place", ["cells", "stretch"])
+def test_published_merging_is_of_nearest_probabilities_and_their_mean(place):
+    answers = {8: [[0.1, 0.9]], 16: [[0.2, 0.4, 0.6, 0.8]]}
+    model = Stub(
+        lambda x: torch.tensor(answers[x.shape[-1]]).expand(len(x), 1, 1, -1),
+        "probability",
+        logits=lambda x: torch.full((len(x), 1), 3.0 if x.shape[-1] == 8 else -2.0),
+        background=lambda x: torch.ones(len(x), 1, 1, 2),
+    )
+    model.published_merging = True
+    maps = multi_scale(model, pictures((4, 8), 1), PLAIN, scales=(1.0, 2.0), flip=True, place=place)
+    one, two = (torch.tensor(v).repeat_interleave(8 // len(v)) for v in (*answers[8], *answers[16]))
+    row = (one + one.flip(0) + two + two.flip(0)) / 4
+    torch.testing.assert_close(maps.scores, row.expand(1, 1, 4, 8))
+    assert maps.background.eq(1).all()
+    mean = (torch.tensor(3.0).sigmoid() + torch.tensor(-2.0).sigmoid()) / 2
+    torch.testing.assert_close(maps.logits.sigmoid(), mean.expand(1, 1))
+    model.published_merging = False
+    plain = multi_scale(model, pictures((4, 8), 1), PLAIN, scales=(1.0, 2.0), place=place)
+    torch.testing.assert_close(plain.logits, torch.tensor([[0.5]]))
+
+
 @pytest.mark.parametrize("name", ["cam", "segmenter"])
 def test_images_do_not_see_each_other(models, name: str):
     images = pictures((40, 56), 3)

@@ -92,7 +92,9 @@ def multi_scale(
     Returns:
         Maps with scores (B, K, h, w) in [0, 1], merged by their kind; logits are those of image
         level, averaged over scales and flips. Maps that are logits are clipped at zero on their
-        cells, before they are enlarged: so a weak cell does not take from its neighbour.
+        cells, before they are enlarged: so a weak cell does not take from its neighbour. A model
+        with ``published_merging`` has probabilities enlarged by nearest neighbours, and logits
+        whose sigmoid is the mean of the probabilities at image level.
     """
     image = (images.shape[-2], images.shape[-1])
     size = size or image
@@ -105,11 +107,15 @@ def multi_scale(
         for maps, seen, mirrored in _views(model, images, normalise, scale, flip, head, levels):
             kind = maps.kind
             cells = maps.cells if place == "cells" else None
+            nearest = model.published_merging and kind == "probability"
             clipped = maps.scores.relu() if kind == "logit" else maps.scores
             for found, into in ((clipped, scores), (maps.background, backgrounds)):
                 if found is None:
                     continue
-                if stride is not None:
+                if nearest:
+                    enlarged = F.interpolate(found.float(), size, mode="nearest")
+                    into.append(enlarged.flip(-1) if mirrored else enlarged)
+                elif stride is not None:
                     into.append(_cropped(found, stride, mirrored, size))
                 else:
                     placed = place_maps(found, cells, seen, size)
@@ -120,7 +126,7 @@ def multi_scale(
         merge_maps(scores, kind),
         kind=kind,
         background=merge_maps(backgrounds, "probability") if backgrounds else None,
-        logits=torch.stack(logits).mean(0) if logits else None,
+        logits=_mean(logits, model.published_merging) if logits else None,
     )
 
 
@@ -139,6 +145,14 @@ def inputs_at(images: Tensor, normalise: Normalise, scale: float, flip: bool) ->
 def _size_at(images: Tensor, scale: float) -> tuple[int, int]:
     height, width = (max(1, round(side * scale)) for side in images.shape[-2:])
     return height, width
+
+
+def _mean(logits: Sequence[Tensor], of_probabilities: bool) -> Tensor:
+    """Their mean, or the logit of their probabilities' mean."""
+    every = torch.stack(list(logits))
+    if not of_probabilities or len(every) == 1:
+        return every.mean(0)
+    return every.double().sigmoid().mean(0).logit().float()
 
 
 def _views(

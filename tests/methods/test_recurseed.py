@@ -1,5 +1,6 @@
 """RecurSeed's claims: targets grow by features and colours, and short runs do not collapse."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 from weakseg.data.drawing import CLASSES, draw
 from weakseg.errors import UserError
 from weakseg.methods import Batch, build, needs_segmenter, resolve
-from weakseg.methods.recurseed import RecurSeed
+from weakseg.methods.recurseed import PRESETS, RecurSeed
 from weakseg.mixing import Scene, mixes, present, settle_mix
+from weakseg.mixing.edgepredictmix import PRESETS as EDGEPREDICTMIX
 from weakseg.networks.backbone import Level, backbone_factory
 from weakseg.networks.spec import BackboneSpec
-from weakseg.ops import gate, normalise_max
+from weakseg.ops import Cells, gate, normalise_max
+from weakseg.recipe import load_recipe, shipped_recipes
 
 K = 3
 IGNORE = 255
@@ -25,6 +28,9 @@ class Fake(nn.Module):
         super().__init__()
         self.levels = (Level("C1", 3, 4), Level("C2", 3, 8))
         self.weight = nn.Parameter(torch.eye(3)[..., None, None])
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        return tuple(Cells.spanning(size, (size[0] // s, size[1] // s)) for s in (4, 8))
 
     def pictures(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         return F.adaptive_avg_pool2d(images * 0.25 + 0.5, size)
@@ -66,7 +72,7 @@ def target_of(model: RecurSeed, cams: Tensor, tags: Tensor) -> Tensor:
     images = two_tones()
     size = 64 // model.config.detail
     return model._target(
-        cams, tags, model.backbone(images), model.backbone.pictures(images, (size, size))
+        cams, tags, model.backbone(images), model.backbone.pictures(images, (size, size)), (64, 64)
     )
 
 
@@ -110,7 +116,7 @@ def test_more_tagged_classes_in_one_image_than_in_another():
     tags = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 0, 0]])
     with torch.no_grad():
         pictures = model.backbone.pictures(images, (8, 8))
-        target = model._target(cams, tags, model.backbone(images), pictures)
+        target = model._target(cams, tags, model.backbone(images), pictures, (64, 64))
     expected = cams / (cams.amax((2, 3), keepdim=True) + 1e-5) * tags[..., None, None]
     torch.testing.assert_close(target, expected, atol=1e-4, rtol=0)
 
@@ -253,6 +259,197 @@ def test_mixes_choose_by_the_probabilities_that_the_decoder_is_trained_to_give(a
         )
     own = scene.probabilities[:, [0, 2]].sum(1)
     assert own.allclose(torch.ones(())) == (among == "tagged")
+
+
+# -- where cells lie
+
+
+class Shifted(Fake):
+    """Its cells look at the first pixel of those that they cover, as with zero padding."""
+
+    def cells(self, size: tuple[int, int]) -> tuple[Cells, ...]:
+        return tuple(Cells((s, s), (0, 0)) for s in (4, 8))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [F.conv2d(images[..., ::s, ::s], self.weight) for s in (4, 8)]
+
+
+def middle(maps: Tensor) -> tuple[float, float]:
+    """Row and column of the centre of mass, in cells."""
+    rows, columns = (maps.sum(axis) for axis in (1, 0))
+    pairs = ((rows, torch.arange(len(rows))), (columns, torch.arange(len(columns))))
+    return tuple(float((m * n).sum() / m.sum()) for m, n in pairs)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("place", ["cells", "stretch"])
+@pytest.mark.parametrize("scg", [False, True])
+def test_targets_and_what_is_compared_with_them_lie_where_the_cells_look(place: str, scg: bool):
+    section = {"name": "recurseed", "channels": 8, "dilations": (1, 2, 3), "place": place}
+    model = build({**section, "scg": scg, "pamr": False, "detail": 1}, Shifted, K)
+    assert isinstance(model, RecurSeed)
+    images = torch.full((1, 3, 64, 64), -1.0)
+    images[:, 0, 30:35, 38:43] = 2.0  # around the pixel that cell (4, 5) of the last level looks at
+    cams = torch.full((1, K, 8, 8), -1.0)
+    cams[0, 1, 4, 5] = 4.0
+    tags = tags_of(1)
+    with torch.no_grad():
+        pictures = model.backbone.pictures(images, (64, 64))
+        levels = model.backbone(images)
+        target = model._target(cams, tags, levels, pictures, (64, 64))
+    shift = 0 if place == "cells" else 3.5
+    assert middle(target[0, 1]) == pytest.approx((32 + shift, 40 + shift), abs=1e-3)
+    # A CAM that is its target has little to learn, and of the decoder's cells the same holds.
+    logits = torch.zeros(1, K + 1, 16, 16)
+    logits[0, 2, 8, 10] = 1.0
+    scene = Scene(images, tags, model._labels(target), {"rs": target})
+    assert middle(model._logits(logits, images, target)[0, 2]) == pytest.approx(
+        (32 + (shift and 1.5), 40 + (shift and 1.5)), abs=1e-3
+    )
+    wrong = [
+        model._of_targets(cams.roll((by, by), (2, 3)), logits, scene)["rec"] for by in (0, -1, 1)
+    ]
+    assert wrong[0] < 0.5 * min(wrong[1:])
+    assert wrong[1] == pytest.approx(float(wrong[2]), rel=1e-4)
+
+
+# -- the talk
+
+
+def scg_of_the_talk(cam: np.ndarray, levels: list[np.ndarray]) -> np.ndarray:
+    """M of one image, (K, h, w), from maps in [0, 1] and levels (C, h, w) of their size."""
+    hsc = 0
+    for level in levels:
+        unit = level.reshape(len(level), -1)
+        unit = unit / np.linalg.norm(unit, axis=0)
+        cosine = unit.T @ unit
+        second = cosine @ cosine / len(cosine)
+        second = second - second.min(1, keepdims=True)
+        hsc = hsc + np.maximum(np.maximum(cosine, 0), second / second.max(1, keepdims=True))
+    hsc, found = hsc / len(levels), []
+    for scores in cam.reshape(len(cam), -1):
+        lead = np.zeros(len(hsc))
+        if (scores > 0.3).any():
+            lead = hsc[scores > 0.3].mean(0) - hsc[scores < 0.05].mean(0)
+        found.append(np.maximum(lead, 0))
+    return np.stack(found).reshape(cam.shape)
+
+
+def pamr_by_definition(picture: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """PAMR of one image on whole arrays: (3, h, w), (K, h, w)."""
+    shifts = [(d * y, d * x) for d in (1, 2, 4, 8, 12, 24) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+
+    def shifted(array: np.ndarray, by: tuple[int, int]) -> np.ndarray:
+        (height, width), (y, x) = array.shape[1:], by
+        rows = np.arange(height).__add__(y).clip(0, height - 1)
+        return array[:, rows][:, :, (np.arange(width) + x).clip(0, width - 1)]
+
+    sigma = np.std([shifted(picture, s) for s in shifts], axis=0, ddof=1)
+    around = [s for s in shifts if s != (0, 0)]
+    weights = np.stack(
+        [-(np.abs(picture - shifted(picture, s)) / (0.1 * sigma + 1e-8)).mean(0) for s in around]
+    )
+    weights = np.exp(weights - weights.max(0))
+    weights /= weights.sum(0)
+    for _ in range(10):
+        maps = sum(w * shifted(maps, s) for w, s in zip(weights, around, strict=True))
+    return maps
+
+
+def resized(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    found = F.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)
+    return found[0].numpy()
+
+
+def over_maximum(maps: np.ndarray) -> np.ndarray:
+    return maps / (maps.max((1, 2), keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_talks_terms_in_float64(given: bool, monkeypatch):
+    """Every equation by itself: M, the certain pixels, the plain means of cross-entropy and rec."""
+    torch.manual_seed(3)
+    model = recurseed(preset="talk", dilations=(1, 2, 3)).eval()
+    images = F.interpolate(torch.randn(2, 3, 6, 6), (48, 40), mode="bicubic")
+    tags = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    cams = F.interpolate(torch.randn(2, K, 4, 4) * 2, (6, 5), mode="bicubic")
+    logits = torch.randn(2, K + 1, 48, 40)
+    targets = torch.rand(2, K, 48, 40).square() * tags[..., None, None]
+    monkeypatch.setattr(model.head, "forward", lambda _: cams)
+    monkeypatch.setattr(model.decoder, "decode", lambda *_: logits)
+    if given:
+        monkeypatch.setattr(model, "_target", lambda *_: targets)
+    with torch.no_grad():
+        levels = model.backbone(images)
+    terms = model.losses(Batch(images, tags, ["a", "b"]), 0.5)
+
+    certain, entropies, differences, unsure = [], [], [], 0
+    for b in range(2):
+        own = over_maximum(cams[b].double().relu().numpy()) * tags[b, :, None, None].numpy()
+        if given:
+            target = targets[b].double().numpy()
+        else:
+            of_levels = [resized(level[b].double().numpy(), (6, 5)) for level in levels]
+            target = over_maximum(scg_of_the_talk(own, of_levels))
+            picture = (images[b].double() * 0.25 + 0.5).numpy()
+            target = pamr_by_definition(picture, resized(target, (48, 40)))
+        best, labels = target.max(0), 1 + target.argmax(0)
+        labels[best <= 0.55], labels[best < 0.10] = IGNORE, 0
+        unsure += (labels == IGNORE).sum()
+        log = logits[b].double().log_softmax(0).numpy()
+        for y, x in zip(*np.nonzero(labels != IGNORE), strict=True):
+            certain.append(labels[y, x])
+            entropies.append(-log[labels[y, x], y, x])
+        cells = target.reshape(K, 6, 8, 5, 8).mean((2, 4))
+        differences.append(np.abs(own - cells))
+    assert unsure and {0, 1, 2} <= set(certain)
+    expected = {
+        "cls": F.multilabel_soft_margin_loss(cams.double().mean((2, 3)), tags.double()),
+        "seg": np.mean(entropies),
+        "rec": np.mean(differences),
+    }
+    assert set(terms) == set(expected)
+    for name, term in expected.items():
+        assert float(terms[name]) == pytest.approx(float(term), rel=2e-4), name
+
+
+def test_the_talk_has_no_departure_of_ours():
+    _, config = resolve({"name": "recurseed+edgepredictmix", "preset": "talk"})
+    default = resolve({"name": "recurseed+edgepredictmix"})[1].model_dump()
+    found = config.model_dump()
+    changed = {k: v for k, v in found.items() if v != default[k] and k not in ("preset", "mix")}
+    assert changed == PRESETS["talk"]
+    assert {k: v for k, v in found["mix"].items() if v != default["mix"][k]} == {
+        "preset": "talk",
+        **EDGEPREDICTMIX["talk"],
+    }
+    assert resolve({"name": "recurseed", **found})[1] == config
+
+
+def test_keys_beside_the_preset_win():
+    section = {"name": "recurseed", "preset": "talk", "detail": 2}
+    _, config = resolve({**section, "mix": {"name": "edgepredictmix", "below": "given"}})
+    assert config.detail == 2 and config.over == "all"  # type: ignore[attr-defined]
+    assert config.mix["below"] == "given" and config.mix["vote"] == "all"  # type: ignore[attr-defined]
+    for mix in ("cutmix", {"name": "cutmix"}, None):
+        _, config = resolve({**section, "mix": mix})
+        assert "preset" not in (config.mix or {})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if "/rs_" in n])
+def test_recipes_of_the_paper_are_the_talk(name: str):
+    section = load_recipe(name).method
+    assert section == {"name": section["name"], "preset": "talk"}
+
+
+def test_published_probabilities_are_enlarged_by_nearest_neighbours():
+    model, images = recurseed(False, preset="talk").eval(), torch.randn(1, 3, 44, 50)
+    assert model.published_merging and not recurseed(False).published_merging
+    with torch.no_grad():
+        maps, padded = model(images), model.decoder.padded(images)
+        logits = model.decoder.decode(padded, model.backbone(padded))
+    blocks = logits.softmax(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(maps.background, blocks[:, :1, :44, :50])
+    torch.testing.assert_close(maps.scores, blocks[:, 1:, :44, :50])
 
 
 # -- teacher and state

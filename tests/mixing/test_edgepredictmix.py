@@ -1,5 +1,8 @@
 """EdgePredictMix: confident objects are cut along edges of the probabilities."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -134,7 +137,7 @@ def test_few_channels_give_what_all_of_them_would(order: str, edges: str):
         labels = torch.full_like(ids, 255)
         labels[best > 0.55] = (ids + 1)[best > 0.55]
         labels[best < 0.1] = 0
-        expected = majority_vote(labels, regions)
+        expected = majority_vote(labels, regions, unsure_votes=False)
     else:
         voted = majority_vote(maps.argmax(1), regions, overwrite=True)
         own = maps.gather(1, voted.clamp(max=K)[:, None])[:, 0]
@@ -142,6 +145,43 @@ def test_few_channels_give_what_all_of_them_would(order: str, edges: str):
     found = mix(order=order, edges=edges)._labels(of)
     assert torch.equal(found, expected)
     assert len(expected.unique()) >= 4
+
+
+@pytest.mark.parametrize(("vote", "strip"), [("all", 255), ("certain", 2)])
+def test_mostly_unsure_superpixels_stay_so_where_unsure_pixels_vote(vote: str, strip: int):
+    levels = [(4, {0: 0.4, 2: 0.6}), (SIDE, {0: 0.5, 2: 0.5})]
+    of = scene(bands(*levels)[None], torch.tensor([[0.0, 1, 0]]))
+    labels = mix(vote=vote, **NO_EDGES)._labels(of)
+    assert (labels[0, :, :4] == 2).all()
+    assert (labels[0, :, 4:] == strip).all()
+
+
+def test_the_talk_is_the_published_helpers():
+    found = mix(preset="talk").config
+    assert (found.vote, found.edges, found.below) == ("all", "foreground", "predicted")
+    assert found.order == "filter-first" and (found.foreground, found.background) == (0.55, 0.1)
+    assert mix(preset="talk", below="given").config.below == "given"
+
+
+@pytest.mark.realdata
+def test_parity_with_the_authors_helpers(oracle):
+    """PAMR, filter, superpixels, vote and cut; images of two colours show what was pasted."""
+    data = oracle("parity/edgepredictmix")
+    for name in ("normal", "unsure"):
+        regions = superpixels(torch.from_numpy(data[f"{name}_p"]).float()[None], edges="foreground")
+        assert np.array_equal(regions[0] == 0, data[f"{name}_edge"])
+        voted = majority_vote(torch.from_numpy(data[f"{name}_in"]).long()[None], regions)
+        assert np.array_equal(voted[0], data[f"{name}_out"])
+    share, tags = (torch.from_numpy(data[f"mix_{k}"]).float() for k in ("f", "tags"))
+    probabilities = torch.zeros(2, K + 1, *share.shape[1:])
+    probabilities[:, 0] = 1 - share
+    probabilities[torch.arange(2), 1 + tags.argmax(1)] = share
+    of = replace(
+        scene(probabilities, tags), pictures=torch.from_numpy(data["mix_pictures"]).float() / 255
+    )
+    mixed = mix(preset="talk")(of, torch.Generator().manual_seed(0)).images[:, 0]
+    cut = torch.stack([mixed[0] == 0, mixed[1] == 1])
+    assert (cut.numpy() != data["mix_cut"]).mean() < 0.001
 
 
 def test_what_is_missing_is_named():

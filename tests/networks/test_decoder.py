@@ -1,13 +1,16 @@
 """DeepLabV3+ at any size, and in batches of one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from weakseg.errors import UserError
-from weakseg.networks.backbone import make_backbone
-from weakseg.networks.decoder import DeepLabV3Plus
+from weakseg.networks.backbone import Level, make_backbone
+from weakseg.networks.decoder import DeepLabDecoder, DeepLabV3Plus
 from weakseg.networks.spec import BackboneSpec
+from weakseg.ops import Cells
 
 
 def build(stride: int = 16, **settings) -> DeepLabV3Plus:
@@ -105,3 +108,76 @@ def test_other_strides_are_refused(stride: int):
     with pytest.raises(UserError, match="needs levels of stride 4 and of 8 or 16") as caught:
         build(stride)
     assert caught.value.where == "segmenter.backbone"
+
+
+# -- where cells lie, and the dense decoder
+
+OFFSETS = (1.0, -2.0), (7.0, 15.0)  # (down, right) of the levels of stride 4 and 16
+
+
+def only_levels(offsets=OFFSETS, channels=(256, 2048)) -> SimpleNamespace:
+    """What a decoder reads of a backbone: of ResNet-50, levels at strides 4 and 16."""
+    cells = tuple(Cells((s, s), offset) for s, offset in zip((4, 16), offsets, strict=True))
+    levels = tuple(Level("C", c, s) for c, s in zip(channels, (4, 16), strict=True))
+    return SimpleNamespace(levels=levels, cells=lambda size: cells)
+
+
+class First(nn.Module):
+    """The first channel."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps[:, :1]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_pyramid_and_the_logits_are_enlarged_by_where_the_cells_look(axis: int):
+    """The deep level holds the pixel at its cells' centres, and nothing else does anything."""
+    network = DeepLabDecoder(only_levels(), 1, 8)  # type: ignore[arg-type]
+    network.decoder.aspp = network.decoder.block1 = nn.Identity()
+    network.decoder.block2 = network.classifier = First()
+    pixels = OFFSETS[1][axis] + 16 * torch.arange(6.0)
+    deep = (pixels[:, None] if axis == 0 else pixels).expand(1, 1, 6, 6)
+    images = torch.zeros(1, 3, 96, 96)
+    logits = network.decode(images, [torch.zeros(1, 1, 24, 24), deep])
+    of_cells = OFFSETS[0][axis] + 4 * torch.arange(24.0)
+    line = logits[0, 0, :, 3] if axis == 0 else logits[0, 0, 3]
+    torch.testing.assert_close(line, of_cells.clamp(pixels[0], pixels[-1]))
+    found = network.enlarged(logits, images, images[..., :90, :93])
+    assert found.shape == (1, 1, 90, 93)
+    line = found[0, 0, :, 3] if axis == 0 else found[0, 0, 3]
+    inner = slice(int(pixels[0]) + 4, int(pixels[-1]) - 4)
+    torch.testing.assert_close(line[inner], torch.arange(96.0)[: len(line)][inner])
+
+
+def test_the_dense_decoder_is_the_published_one():
+    network = DeepLabDecoder(only_levels(), 21, dense=True).eval()  # type: ignore[arg-type]
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.groups == 1 and m.bias is None for m in convolutions)
+    weights = sum(m.weight.numel() for m in convolutions)
+    pyramid = 2048 * 256 * (1 + 3 * 9 + 1) + 5 * 256 * 256
+    assert weights == pyramid + 256 * 256 + 9 * (512 * 256 + 256 * 256 + 256 * 21)
+    assert round(weights / 1e6, 1) == 17.4
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5, 0.1]
+    assert [m.dilation[0] for m in convolutions if m.dilation != (1, 1)] == [6, 12, 18]
+    separable = DeepLabDecoder(only_levels(), 21)  # type: ignore[arg-type]
+    assert sum(m.numel() for m in separable.parameters()) < 3.3e6
+
+
+def test_the_dense_decoder_enlarges_with_aligned_corners():
+    network = DeepLabDecoder(only_levels(), 1, 8, dense=True)  # type: ignore[arg-type]
+    network.decoder.aspp = network.decoder.block1 = nn.Identity()
+    network.decoder.block2 = network.classifier = First()
+    deep = torch.arange(6.0).expand(1, 1, 6, 6)
+    logits = network.decode(torch.zeros(1, 3, 96, 96), [torch.zeros(1, 1, 24, 24), deep])
+    torch.testing.assert_close(logits[0, 0, 3], torch.arange(24.0) * 5 / 23)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_dense_decoder_trains(batch: int):
+    backbone = make_backbone(BackboneSpec(name="test_resnet", pretrained=False))
+    network = DeepLabDecoder(backbone, 3, 8, (1, 2, 3), dense=True).train()
+    images = torch.rand(batch, 3, 64, 48)
+    logits = network.decode(images, backbone(images))
+    assert logits.shape == (batch, 3, 16, 12)
+    logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from weakseg.ops import Cells, View, place
-from weakseg.ops.cells import PIXELS, moved
+from weakseg.ops.cells import PIXELS, cell_means, moved
 
 
 def slow(maps, cells, image, size):
@@ -109,3 +109,45 @@ def test_cells_of_a_view_may_be_others_than_the_images():
     known = (wanted >= columns[0]) & (wanted <= columns[-1])
     assert known.sum() >= 9
     torch.testing.assert_close(back[0, 0, 6][known], wanted[known])
+
+
+def slow_means(maps, cells, image, grid):
+    """Each mean by pixels of a hundredth."""
+    out = np.zeros((*maps.shape[:2], *grid))
+    steps = [np.arange(100 * side) / 100 + 0.005 for side in image]
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            picked = []
+            for axis, n in ((0, i), (1, j)):
+                centre = cells.offset[axis] + 0.5 + cells.stride[axis] * n
+                centre = min(max(centre, 0.5), image[axis] - 0.5)
+                near = steps[axis][np.abs(steps[axis] - centre) <= cells.stride[axis] / 2]
+                picked.append((near * maps.shape[2 + axis] / image[axis]).astype(int))
+            out[..., i, j] = maps[..., picked[0], :][..., picked[1]].mean((2, 3))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("cells", "image", "fine"),
+    [
+        (Cells((8, 8), (0, 0)), (16, 12), (16, 12)),
+        (Cells((8, 8), (7, 7)), (16, 24), (8, 12)),
+        (Cells((4, 8), (-1, 2.5)), (9, 12), (7, 5)),
+        (Cells((16, 16), (0, 15)), (17, 10), (17, 10)),
+    ],
+)
+def test_means_over_cells_are_the_definition(cells, image, fine):
+    maps = torch.rand(2, 3, *fine)
+    grid = tuple(-(-n // int(s)) for n, s in zip(image, cells.stride, strict=True))
+    found = cell_means(maps, cells, image, grid)
+    wanted = slow_means(maps.double().numpy(), cells, image, grid)
+    np.testing.assert_allclose(found, wanted, atol=4e-3)
+
+
+def test_means_over_even_cells_are_pooled():
+    maps = torch.rand(2, 3, 32, 24)
+    wanted = F.adaptive_avg_pool2d(maps, (4, 3))
+    torch.testing.assert_close(cell_means(maps, None, (64, 48), (4, 3)), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cell_means(maps.bfloat16(), None, (64, 48), (4, 3))
+    torch.testing.assert_close(found, F.adaptive_avg_pool2d(maps.bfloat16().float(), (4, 3)))

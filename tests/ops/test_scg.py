@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weakseg.ops.cells import Cells, place
 from weakseg.ops.scg import self_correlation
 
 
@@ -228,6 +229,21 @@ def test_levels_are_brought_to_the_size_of_the_maps():
     resized = [F.interpolate(f, (9, 7), mode="bilinear") for f in (coarse, fine)]
     found = self_correlation(cams, [*features, coarse, fine])
     torch.testing.assert_close(found, self_correlation(cams, [*features, *resized]))
+
+
+@pytest.mark.parametrize("form", ["code", "talk"])
+def test_levels_are_brought_to_where_their_cells_lie(form):
+    cams, features = inputs(channels=(6,))
+    own, there = Cells((8, 8), (3.5, 0)), Cells((16, 16), (11.5, 0))
+    coarse = torch.rand(1, 4, 5, 4)
+    on_grid = place(coarse, Cells((2, 2), (1, 0)), (9, 7), (9, 7))
+    found = self_correlation(cams, [*features, coarse], form=form, places=[own, own, there])
+    wanted = self_correlation(cams, [*features, on_grid], form=form)
+    torch.testing.assert_close(found, wanted)
+    stretched = self_correlation(cams, [*features, coarse], form=form)
+    assert (found - stretched).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="places has 1 entries for the maps and 2 levels"):
+        self_correlation(cams, [*features, coarse], places=[there])
 
 
 def test_many_channels_are_the_same_as_their_sum():

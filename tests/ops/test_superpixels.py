@@ -31,7 +31,9 @@ def blobs(seed: int, classes: int, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(6 * noise, size, mode="bicubic").softmax(1)
 
 
-def vote_by_loop(labels: np.ndarray, regions: np.ndarray, ignore: int, overwrite: bool):
+def vote_by_loop(
+    labels: np.ndarray, regions: np.ndarray, ignore: int, overwrite: bool, unsure_votes: bool = True
+):
     """The definition: one image after the other, one region after the other."""
     out = labels.copy()
     for image, region, result in zip(labels, regions, out, strict=True):
@@ -40,9 +42,10 @@ def vote_by_loop(labels: np.ndarray, regions: np.ndarray, ignore: int, overwrite
             if r == 0:
                 result[here & (image == 0)] = ignore
                 continue
-            counts = Counter(int(v) for v in image[here] if v != ignore)
+            counts = Counter(int(v) for v in image[here] if v != ignore or unsure_votes)
             if counts:
-                winner = min(v for v, n in counts.items() if n == max(counts.values()))
+                most = [v for v, n in counts.items() if n == max(counts.values())]
+                winner = min(most, key=lambda v: (v == ignore, v))
                 result[here if overwrite else here & (image == ignore)] = winner
     return out
 
@@ -150,14 +153,19 @@ def test_superpixels_says_what_to_pass():
 def test_vote_by_hand():
     regions = torch.tensor([[[1, 1, 1, 0, 2, 2], [1, 1, 1, 0, 2, 3]]])
     labels = torch.tensor([[[5, 5, 255, 0, 255, 7], [0, 255, 5, 9, 255, 255]]], dtype=torch.uint8)
+    # 5 wins region 1 and its 0 stays; background on the edge becomes unsure; region 2 is mostly
+    # unsure, so its 7 wins only among certain pixels; region 3 knows nothing
+    expected = torch.tensor([[[5, 5, 5, 255, 255, 7], [0, 5, 5, 9, 255, 255]]], dtype=torch.uint8)
     found = majority_vote(labels, regions)
-    # 5 wins region 1 and its 0 stays; background on the edge becomes unsure; region 3 knows nothing
-    expected = torch.tensor([[[5, 5, 5, 255, 7, 7], [0, 5, 5, 9, 7, 255]]])
-    assert torch.equal(found, expected.to(torch.uint8))
+    assert torch.equal(found, expected)
     assert found.dtype == torch.uint8
-    everywhere = majority_vote(labels, regions, overwrite=True)
-    expected[0, 1, 0] = 5
-    assert torch.equal(everywhere, expected.to(torch.uint8))
+    certain = expected.clone()
+    certain[0, :, 4] = 7
+    assert torch.equal(majority_vote(labels, regions, unsure_votes=False), certain)
+    certain[0, 1, 0] = 5
+    assert torch.equal(majority_vote(labels, regions, overwrite=True, unsure_votes=False), certain)
+    expected[0, 1, 0], expected[0, 0, 5] = 5, 255
+    assert torch.equal(majority_vote(labels, regions, overwrite=True), expected)
 
 
 def test_the_smaller_label_wins_a_tie():
@@ -165,10 +173,16 @@ def test_the_smaller_label_wins_a_tie():
     assert majority_vote(labels, torch.ones_like(labels))[0, 0, 2] == 2
 
 
+@pytest.mark.parametrize("ignore", [255, 0])
+def test_any_label_wins_a_tie_with_unsure(ignore):
+    labels = torch.tensor([[[3, ignore, 3, ignore]]])
+    assert majority_vote(labels, torch.ones_like(labels), ignore).eq(3).all()
+
+
 def test_regions_of_two_images_do_not_share_votes():
-    labels = torch.tensor([[[1, 1, 255]], [[2, 255, 255]]])
+    labels = torch.tensor([[[1, 1, 255]], [[2, 255, 255]], [[2, 2, 255]]])
     found = majority_vote(labels, torch.ones_like(labels))
-    assert found.tolist() == [[[1, 1, 1]], [[2, 2, 2]]]
+    assert found.tolist() == [[[1, 1, 1]], [[2, 255, 255]], [[2, 2, 2]]]
 
 
 @settings(deadline=None, max_examples=60)
@@ -179,15 +193,17 @@ def test_regions_of_two_images_do_not_share_votes():
     count=st.integers(0, 6),
     ignore=st.sampled_from([255, 21, 0]),
     overwrite=st.booleans(),
+    unsure_votes=st.booleans(),
 )
-def test_vote_against_the_definition(seed, shape, classes, count, ignore, overwrite):
+def test_vote_against_the_definition(seed, shape, classes, count, ignore, overwrite, unsure_votes):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, shape)
     labels[rng.random(shape) < rng.random()] = ignore
     regions = rng.integers(0, count + 1, shape)
     given_labels = torch.from_numpy(labels)
-    found = majority_vote(given_labels, torch.from_numpy(regions), ignore, overwrite=overwrite)
-    np.testing.assert_array_equal(found, vote_by_loop(labels, regions, ignore, overwrite))
+    how = {"overwrite": overwrite, "unsure_votes": unsure_votes}
+    found = majority_vote(given_labels, torch.from_numpy(regions), ignore, **how)
+    np.testing.assert_array_equal(found, vote_by_loop(labels, regions, ignore, **how))
     np.testing.assert_array_equal(given_labels, labels)
 
 

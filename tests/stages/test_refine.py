@@ -19,7 +19,7 @@ from weakseg.inference import Normalise, Predictor
 from weakseg.methods import build
 from weakseg.networks.affinity import AffinityNetwork
 from weakseg.networks.backbone import backbone_factory, make_backbone
-from weakseg.ops import dense_crf, dense_crf_from_labels, self_correlation
+from weakseg.ops import Cells, dense_crf, dense_crf_from_labels, place, self_correlation
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import Recipe, load_recipe, shipped_recipes
 from weakseg.runfolder import RunFolder
@@ -438,6 +438,21 @@ def _predictor(tiny_spec, config: AffinityConfig) -> Predictor:
     network = AffinityNetwork(make_backbone(tiny_spec), config.kind, False, config.place)
     learner = AffinityLearner(network, config.pairs_radius, config.pairs).eval()
     return Predictor(learner, ("",), Normalise((0.5,) * 3, (0.5,) * 3))
+
+
+def test_scg_takes_levels_where_their_cells_look(tiny_spec):
+    model = build({"name": "cam"}, backbone_factory(tiny_spec), 2).eval()
+    predictor = Predictor(model, ("a", "b"), Normalise((0.5,) * 3, (0.5,) * 3))
+    image = torch.randint(0, 256, (1, 3, 64, 80), dtype=torch.uint8)
+    maps = np.random.default_rng(0).random((1, 8, 10)).astype(np.float32)
+    given = refining._features(predictor, SCGStep.Config())(Given(image, _seed(maps, (1,))))
+    assert given.cells == model.backbone.cells((64, 80))[-2:]
+    (step,) = resolve_steps([{"name": "scg"}])
+    # A cell of 8 pixels has its centre at 3.5, the first one of 16 of this network at 3.
+    features = [place(x, Cells((2, 2), (-0.5 / 8,) * 2), (8, 10), (8, 10)) for x in given.features]
+    wanted = self_correlation(given.maps((8, 10)), features)
+    assert wanted.max() > 0.5
+    np.testing.assert_allclose(step(given).scores, wanted[0], atol=1e-4)
 
 
 def test_boundaries_of_a_mirrored_image_are_mirrored(tiny_spec):

@@ -89,6 +89,7 @@ class Graph(Trainable):
         super().__init__()
         traced = predictor.model
         self.heads, self.present = traced.heads, traced.present
+        self.published_merging = traced.published_merging
         self.head = predictor.head or traced.heads[0]
         self.backbone = traced.backbone
         self._names, self._kind = _described(file)

@@ -146,12 +146,14 @@ class Trainable(nn.Module):
         heads: Names of the heads; the first is the default one.
         terms: Loss terms of the one phase, where ``phases`` is not overridden.
         present: Probability above which a class may be predicted where no tags are given.
+        published_merging: Scales and flips are merged as in RecurSeed's published inference.
     """
 
     backbone: Backbone
     heads: tuple[str, ...]
     terms: tuple[str, ...] = ()
     present: float = 0.5
+    published_merging: bool = False
 
     def phases(self) -> dict[str, Phase]:
         """Phases that run in order on every batch; most models have one."""

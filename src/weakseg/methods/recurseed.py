@@ -19,25 +19,31 @@ probabilities of K + 1 classes, :math:`\ell` the multi-label soft-margin loss, Y
     L_{mix} &= w_{seg}\, \mathrm{CE}(P(I^{mix}), S^{mix}) + w_{rec}\, d(n(A(I^{mix})), M^{mix})
 
 M, S and the mixed targets have no gradient; d is the mean of squared or absolute differences over
-the cells of the maps whose target reaches .5 somewhere: a class that a mix has covered is not asked
-for.
+the cells of the maps whose target reaches .5 somewhere (a class that a mix has covered is not asked
+for), or of all K.
 
-Paper and code. No training code was published: the equations are from the authors' talk, the
-network and the operators' settings from their inference code. *Our defaults depart from them* where
-the plain form predicts background alone for long or learns slowly (docs/methods/recurseed.md): M is
-divided by its maxima after PAMR, which lowers them (``renormalise``); the cross-entropy is the mean
-over certain foreground and the mean over certain background, not over all pixels (``balance``),
-among the classes of the image, not all (``among``); d is squared (``distance``); certain background
-reaches to .2 (``background``), where the refined map is best cut. The recipes ``rs_*`` take all
-classes, absolute differences and .1, as published, and keep the other two. The decoder is
-DeepLabV3+'s with separable convolutions; the published one has dense ones. Starts are shares of the
-schedule, in the published proportion of 5 to 15 epochs.
+Paper and code. No training code was published. ``preset: talk`` is the equations of the authors'
+talk, with the decoder, the operators' settings, the thresholds and the inference of their programs
+and with no departure of ours: SCG by the talk's equations, M without the outer n, the plain
+cross-entropy over all classes and certain pixels, the mean of absolute differences over all maps,
+the dense decoder, cells evenly over the image, scales merged by nearest neighbours and by the mean
+of probabilities. One scaling is needed: the talk's SCG gives the lead of two means, .05 to .2, which
+no threshold of .55 is made for, so each of its maps is divided by its maximum before PAMR. *Our
+defaults depart from it* where the plain form predicts background alone for long or learns slowly
+(docs/methods/recurseed.md): SCG is that of the first published program (``form``); M is divided by
+its maxima after PAMR, which lowers them (``renormalise``); the cross-entropy is the mean over
+certain foreground and the mean over certain background (``balance``), among the classes of the image
+(``among``); d is squared (``distance``) and over visible maps (``over``); certain background reaches
+to .2 (``background``), where the refined map is best cut; the decoder is DeepLabV3+'s with separable
+convolutions; cells lie where the backbone looks (``place``). Not stated anywhere, and ours in both:
+n(A) is 0 for untagged classes, rec compares on the CAM's cells. Starts are shares of the schedule,
+in the published proportion of 5 to 15 epochs.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -51,12 +57,31 @@ from weakseg.config import Channels, Count, Frozen
 from weakseg.methods.base import Batch, Card, Maps, Method, methods
 from weakseg.mixing import Scene, build_mix, mixes, present, settle_mix
 from weakseg.networks.backbone import MakeBackbone
-from weakseg.networks.decoder import DeepLabDecoder, upsampled
+from weakseg.networks.decoder import DeepLabDecoder
 from weakseg.networks.heads import CAMHead
 from weakseg.ops import gate, normalise_max, pamr, self_correlation
+from weakseg.ops.cells import Cells, cell_means, moved, place
 from weakseg.ops.confusion import IGNORE
 
-__all__ = ["RecurSeed"]
+__all__ = ["PRESETS", "RecurSeed"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "talk": {
+        "form": "talk",
+        "place": "stretch",
+        "detail": 1,
+        "background": 0.10,
+        "renormalise": False,
+        "balance": False,
+        "among": "all",
+        "distance": "l1",
+        "over": "all",
+        "decoder": "dense",
+        "merging": "published",
+    },
+}
+"""What the presets set; keys given beside them win."""
 
 _ABSENT = -1e4  # logit of a class that has no part in a softmax
 _VISIBLE = 0.5  # least score that a class must reach in a mixed image for its map to be asked for
@@ -95,14 +120,32 @@ class RecurSeed(Method):
     )
 
     class Config(Frozen):
-        """Targets, losses and their starts, decoder, and the mix."""
+        """Targets, losses and their starts, decoder, and the mix.
 
+        Keys given beside ``preset`` win.
+        """
+
+        preset: Literal["default", "talk"] = Field(
+            "default",
+            description="talk = the published equations, thresholds, decoder and inference, without "
+            "any departure of ours; that of edgepredictmix too",
+        )
         start: float = Field(
             0.1, ge=0, lt=1, description="share of the schedule with classification alone"
         )
         seg: float = Field(1.0, ge=0, description="weight of the decoder's loss (code: 1)")
         rec: float = Field(1.0, ge=0, description="weight of the CAM's target (code: 1)")
         scg: bool = Field(True, description="false = the target is not redrawn by SCG")
+        form: Literal["code", "talk"] = Field(
+            "code",
+            description="of SCG: the authors' first program, or the equations of their talk, whose "
+            "maps are divided by their maxima",
+        )
+        place: Literal["cells", "stretch"] = Field(
+            "cells",
+            description="where the cells of maps lie: where the network looks, or evenly over the "
+            "image (published)",
+        )
         levels: Count | None = Field(
             None, description="deepest levels that SCG correlates; null = all (code at inference)"
         )
@@ -133,6 +176,11 @@ class RecurSeed(Method):
         distance: Literal["l1", "l2"] = Field(
             "l2", description="of rec: squared differences, or absolute ones (talk)"
         )
+        over: Literal["visible", "all"] = Field(
+            "visible",
+            description="maps that rec is the mean of: those whose target reaches .5 somewhere, or "
+            "all K (talk)",
+        )
         squash: Literal["max", "sigmoid"] = Field(
             "max", description="what brings the CAM to [0, 1] in rec: its maximum, or a sigmoid"
         )
@@ -141,6 +189,11 @@ class RecurSeed(Method):
             gt=0,
             lt=1,
             description="decay of an averaged copy that makes targets; null = the network itself",
+        )
+        decoder: Literal["separable", "dense"] = Field(
+            "separable",
+            description="DeepLabV3+'s with separable convolutions (3.2 M weights on ResNet-50), or "
+            "the published one (17.4 M)",
         )
         channels: Channels = Field(256, description="width of the decoder (code: 256)")
         dilations: tuple[Count, Count, Count] = Field(
@@ -151,6 +204,11 @@ class RecurSeed(Method):
             ge=0,
             le=1,
             description="probability from which a class may be predicted without tags (code: .34)",
+        )
+        merging: Literal["default", "published"] = Field(
+            "default",
+            description="of scales and flips: probability of the mean logit, maps enlarged "
+            "bilinearly; or the mean of probabilities, nearest neighbours (code)",
         )
         mix: dict[str, Any] | None = Field(
             None, description="{name: edgepredictmix, ...}; recurseed+edgepredictmix says the same"
@@ -163,6 +221,17 @@ class RecurSeed(Method):
         mix_cls: float = Field(
             0.0, ge=0, description="weight of classification on mixed images (first version: 1)"
         )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _apply_preset(cls, values: Any) -> Any:
+            if not isinstance(values, dict) or values.get("preset") != "talk":
+                return values
+            mix = values.get("mix")
+            mix = {"name": mix} if isinstance(mix, str) else mix
+            if isinstance(mix, Mapping) and mix.get("name") == "edgepredictmix":
+                values = {**values, "mix": {"preset": "talk", **mix}}
+            return {**PRESETS["talk"], **values}
 
         @field_validator("mix", mode="before")
         @classmethod
@@ -188,9 +257,15 @@ class RecurSeed(Method):
         self.backbone = make_backbone()
         self.head = CAMHead(self.backbone.levels[-1].channels, num_classes)
         self.decoder = DeepLabDecoder(
-            self.backbone.levels, num_classes + 1, c.channels, c.dilations, "backbone"
+            self.backbone,
+            num_classes + 1,
+            c.channels,
+            c.dilations,
+            "backbone",
+            dense=c.decoder == "dense",
         )
         self.present = c.present
+        self.published_merging = c.merging == "published"
         self.mix = None if c.mix is None else build_mix(c.mix, num_classes)
         weights = {"cls": 1.0, "seg": c.seg, "rec": c.rec}
         if self.mix is not None:
@@ -243,12 +318,19 @@ class RecurSeed(Method):
         """``decoder``: probabilities at the images' size; ``cam``: plain maps as logits."""
         if (head or self.heads[0]) == "cam":
             cams = self.head(self.backbone(images)[-1])
-            return Maps(cams, kind="logit", logits=cams.mean((2, 3)))
+            cells = self._cells((images.shape[-2], images.shape[-1]))[-1]
+            return Maps(cams, kind="logit", logits=cams.mean((2, 3)), cells=cells)
         padded = self.decoder.padded(images)
         levels = self.backbone(padded)
-        found = upsampled(self.decoder.decode(padded, levels), padded, images).softmax(1)
-        logits = self.head(levels[-1]).mean((2, 3))
-        return Maps(found[:, 1:], kind="probability", background=found[:, :1], logits=logits)
+        logits = self.decoder.decode(padded, levels)
+        if self.published_merging:
+            size = (padded.shape[-2], padded.shape[-1])
+            found = F.interpolate(logits.float().softmax(1), size, mode="nearest")
+            found = found[..., : images.shape[-2], : images.shape[-1]]
+        else:
+            found = self.decoder.enlarged(logits, padded, images).softmax(1)
+        classified = self.head(levels[-1]).mean((2, 3))
+        return Maps(found[:, 1:], kind="probability", background=found[:, :1], logits=classified)
 
     @torch.no_grad()
     def _scene(self, batch: Batch, cams: Tensor, levels: list[Tensor], logits: Tensor) -> Scene:
@@ -264,35 +346,74 @@ class RecurSeed(Method):
         pictures = self.backbone.pictures(
             batch.images, (-(-height // c.detail), -(-width // c.detail))
         )
-        target = self._target(cams.detach(), batch.tags, [x.detach() for x in levels], pictures)
+        target = self._target(
+            cams.detach(), batch.tags, [x.detach() for x in levels], pictures, (height, width)
+        )
+        logits = self._logits(logits.detach(), batch.images, target)
         return Scene(
             batch.images,
             batch.tags,
             self._labels(target),
             {"rs": target},
-            self._of_image(_resized(logits.detach(), target), batch.tags > 0).softmax(1),
+            self._of_image(logits, batch.tags > 0).softmax(1),
             pictures,
         )
 
-    def _target(self, cams: Tensor, tags: Tensor, levels: list[Tensor], pictures: Tensor) -> Tensor:
-        """M, (B, K, h, w) in [0, 1] at the size of ``pictures``."""
-        c, size = self.config, pictures.shape[-2:]
+    def _cells(self, image: tuple[int, int]) -> Sequence[Cells | None]:
+        """Where the cells of each level lie in an image of (H, W); ``None`` = evenly over it."""
+        if self.config.place == "stretch":
+            return [None] * len(self.backbone.levels)
+        return self.backbone.cells(image)
+
+    def _logits(self, logits: Tensor, images: Tensor, like: Tensor) -> Tensor:
+        """The decoder's logits at the size of another map of the images."""
+        image, size = (images.shape[-2], images.shape[-1]), (like.shape[-2], like.shape[-1])
+        return place(logits, self._cells(image)[self.decoder.fine], image, size)
+
+    def _target(
+        self,
+        cams: Tensor,
+        tags: Tensor,
+        levels: list[Tensor],
+        pictures: Tensor,
+        image: tuple[int, int],
+    ) -> Tensor:
+        """M, (B, K, h, w) in [0, 1] at the size of ``pictures``, of images of (H, W) pixels."""
+        c, size = self.config, (pictures.shape[-2], pictures.shape[-1])
         # The operators' time grows with the number of maps: only tagged ones are handed over.
         count = max(1, int(tags.sum(1).max()))
         order = tags.argsort(dim=1, descending=True, stable=True)[:, :count, None, None]
         maps = gate(normalise_max(cams), tags)
         maps = maps.gather(1, order.expand(-1, -1, *maps.shape[2:]))
+        cells = self._cells(image)[-1]
         if c.scg:
-            cells = [-(-side * c.detail // c.stride) for side in size]
-            maps = F.interpolate(maps, cells, mode="bilinear", align_corners=False)
-            maps = self_correlation(maps, levels if c.levels is None else levels[-c.levels :])
-        maps = _resized(maps, pictures)
+            maps, cells = self._correlated(maps, levels, image)
+        maps = place(maps, cells, image, size)
         if c.pamr:
             maps = pamr(pictures, maps)
         if c.renormalise:
             maps = normalise_max(maps)
         whole = maps.new_zeros(len(tags), self.num_classes, *size)
         return gate(whole.scatter(1, order.expand_as(maps), maps), tags)
+
+    def _correlated(
+        self, maps: Tensor, levels: list[Tensor], image: tuple[int, int]
+    ) -> tuple[Tensor, Cells | None]:
+        """SCG of maps on the backbone's last cells, and where the cells of its result lie."""
+        c = self.config
+        grid = (-(-image[0] // c.stride), -(-image[1] // c.stride))
+        first = 0 if c.levels is None else max(0, len(levels) - c.levels)
+        if c.place == "stretch":
+            own, places = None, None
+            maps = place(maps, None, image, grid)
+        else:
+            cells, own = self.backbone.cells(image), Cells.spanning(image, grid)
+            for level, features, there in zip(self.backbone.levels, levels, cells, strict=True):
+                if level.stride == c.stride:  # its cells are the grid, so nothing moves them
+                    grid, own = (features.shape[-2], features.shape[-1]), there
+            maps, places = moved(maps, cells[-1], own, grid), [own, *cells[first:]]
+        maps = self_correlation(maps, levels[first:], form=c.form, places=places)
+        return normalise_max(maps) if c.form == "talk" else maps, own
 
     def _labels(self, target: Tensor) -> Tensor:
         """S, (B, h, w) int64."""
@@ -301,17 +422,20 @@ class RecurSeed(Method):
         return labels.masked_fill(best < self.config.background, 0)
 
     def _of_targets(self, cams: Tensor, logits: Tensor, scene: Scene) -> dict[str, Tensor]:
-        target = scene.maps["rs"]
-        wanted = F.adaptive_avg_pool2d(target, (cams.shape[-2], cams.shape[-1]))
-        visible = (target.amax((2, 3)) >= _VISIBLE).float()
-        ours = gate(self._squashed(cams), visible)
-        difference = (ours - gate(wanted, visible)).abs()
-        if self.config.distance == "l2":
+        c, target = self.config, scene.maps["rs"]
+        image = (scene.images.shape[-2], scene.images.shape[-1])
+        wanted = cell_means(target, self._cells(image)[-1], image, (cams.shape[-2], cams.shape[-1]))
+        every = c.over == "all"
+        asked = scene.tags > 0 if every else target.amax((2, 3)) >= _VISIBLE
+        count = asked.numel() if every else asked.sum().clamp(min=1)
+        difference = (gate(self._squashed(cams), asked) - gate(wanted, asked)).abs()
+        if c.distance == "l2":
             difference = difference**2
-        cells = visible.sum() * wanted[0, 0].numel()
         return {
-            "seg": self._cross_entropy(_resized(logits, target), scene.labels, scene.tags),
-            "rec": difference.sum() / cells.clamp(min=1),
+            "seg": self._cross_entropy(
+                self._logits(logits, scene.images, target), scene.labels, scene.tags
+            ),
+            "rec": difference.mean((2, 3)).sum() / count,
         }
 
     def _squashed(self, cams: Tensor) -> Tensor:
@@ -343,8 +467,3 @@ class RecurSeed(Method):
             self._teacher.append(teacher.requires_grad_(False).eval())
         # A resumed one was made before the network went to its device.
         return self._teacher[0].to(self.head.classifier.weight.device)
-
-
-def _resized(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps in full precision at the height and width of another tensor."""
-    return F.interpolate(maps.float(), like.shape[-2:], mode="bilinear", align_corners=False)

@@ -2,7 +2,7 @@ r"""EdgePredictMix (Jo et al., RecurSeed and EdgePredictMix, 2022).
 
 The idea. The decoder's confident objects are cut out along edges of its own probabilities and
 pasted onto another image. Where the decoder is unsure, superpixels decide: regions between edges
-of the class probabilities, in which the most frequent certain label wins.
+of the class probabilities, in which the most frequent label wins.
 
 What is done, with pictures :math:`I \in [0, 1]^{3 \times h \times w}`, probabilities
 :math:`p \in [0, 1]^{(K+1) \times h \times w}` of which those of untagged classes are 0, CF the
@@ -19,15 +19,17 @@ with j uniform among the other images, and :math:`S_j` the labels that the batch
 maps follow the same F. All confident foreground is pasted, hard. An image without any comes back
 as its partner. A batch of one has no partner and stays as it was, its labels too.
 
-Paper and code. Only helpers are public, no training code. *Our default departs from the talk*,
-where the image below has :math:`M_{ep}^j` as its labels too (``below: predicted``): in short
-trainings the decoder then confirms its own misses (held-out images of shapes-v1, on which this was
-chosen, seed 0: 53.6 mIoU against 58.7, and 58.0 without a mix; docs/methods/mixes.md). The helpers
-filter first and the vote fills unsure pixels only, which the paper's figure shows too:
-``filter-first``, our default. The slides' formula is ``vote-first``: each pixel takes its
-superpixel's dominant class of largest probability, and is sure where its own probability of that
-class exceeds :math:`\delta_f` (background alike, so :math:`\delta_b` has no part in it). What Canny
-gets is not stated: ``edges`` has our two readings.
+Paper and code. Only helpers are public, no training code. ``preset: talk`` is the talk's equations
+with those helpers; *our defaults depart from them* in three settings. ``below: predicted``: the
+image below has :math:`M_{ep}^j` as its labels too; in short trainings the decoder then confirms its
+own misses (held-out images of shapes-v1, on which this was chosen, seed 0: 53.6 mIoU against 58.7,
+and 58.0 without a mix; docs/methods/mixes.md). ``vote: all``: unsure pixels vote too, so that a
+mostly unsure superpixel stays unsure; by default certain pixels alone vote. ``edges: foreground``:
+the edges are those of the largest foreground probability, by default those of each class's. The
+helpers filter first and the vote fills unsure pixels only, which the paper's figure shows too:
+``filter-first``. The slides' formula is ``vote-first``: each pixel takes its superpixel's dominant
+class of largest probability, and is sure where its own probability of that class exceeds
+:math:`\delta_f` (background alike, so :math:`\delta_b` has no part in it).
 """
 
 from __future__ import annotations
@@ -45,7 +47,13 @@ from weakseg.mixing.base import Mix, Scene, mixes, partners, paste, present, unm
 from weakseg.ops import majority_vote, pamr, superpixels
 from weakseg.ops.confusion import IGNORE
 
-__all__ = ["EdgePredictMix"]
+__all__ = ["PRESETS", "EdgePredictMix"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "talk": {"vote": "all", "edges": "foreground", "below": "predicted"},
+}
+"""What the presets set; keys given beside them win."""
 
 
 @mixes.register("edgepredictmix")
@@ -56,8 +64,11 @@ class EdgePredictMix(Mix):
     idea = "confident objects, cut along edges of the class probabilities, are pasted onto others"
 
     class Config(Frozen):
-        """Thresholds of certainty, superpixels and PAMR."""
+        """Thresholds of certainty, superpixels and PAMR; keys given beside ``preset`` win."""
 
+        preset: Literal["default", "talk"] = Field(
+            "default", description="talk = the talk's equations and the published helpers"
+        )
         foreground: float = Field(
             0.55, ge=0, le=1, description="a class is sure above this probability (code: .55)"
         )
@@ -72,9 +83,14 @@ class EdgePredictMix(Mix):
             "given",
             description="labels of the image below: the batch's own, or M_ep as well (talk)",
         )
+        vote: Literal["all", "certain"] = Field(
+            "certain",
+            description="who votes in a superpixel: all pixels, unsure ones for unsure (code), or "
+            "the certain ones",
+        )
         edges: Literal["classes", "foreground"] = Field(
             "classes",
-            description="edges of each class's probability, or of the largest one (not stated)",
+            description="edges of each class's probability, or of the largest foreground one (code)",
         )
         low: float = Field(10.0, ge=0, description="an edge is followed down to this (code: 10)")
         high: float = Field(100.0, ge=0, description="an edge starts at this (code: 100)")
@@ -82,6 +98,13 @@ class EdgePredictMix(Mix):
         dilations: tuple[Count, ...] = Field(
             (1, 2, 4, 8, 12, 24), min_length=1, description="of PAMR, in pixels (code)"
         )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _apply_preset(cls, values: Any) -> Any:
+            if isinstance(values, dict):
+                return {**PRESETS.get(str(values.get("preset")), {}), **values}
+            return values
 
         @model_validator(mode="after")
         def _in_order(self) -> Any:
@@ -121,7 +144,9 @@ class EdgePredictMix(Mix):
             best, channel = maps[:, 1:].max(1)
             channel = torch.where(best < config.background, 0, channel + 1)
             unsure = (best <= config.foreground) & (best >= config.background)
-            voted = majority_vote(channel.masked_fill(unsure, IGNORE), regions)
+            voted = majority_vote(
+                channel.masked_fill(unsure, IGNORE), regions, unsure_votes=config.vote == "all"
+            )
         else:
             voted = majority_vote(maps.argmax(1), regions, overwrite=True)
             own = maps.gather(1, voted.where(voted != IGNORE, 0)[:, None])[:, 0]

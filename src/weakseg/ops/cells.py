@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PIXELS", "Cells", "moved", "place"]
+__all__ = ["PIXELS", "Cells", "cell_means", "moved", "place"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def place(
         if grid == tuple(size):
             return maps
         return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-    for axis in (0, 1):
-        maps = _at(maps, _coordinates(cells, image, size, axis, maps.device), axis - 2)
-    return maps
+    return _at(maps, *(_coordinates(cells, image, size, axis, maps.device) for axis in (0, 1)))
 
 
 def moved(maps: Tensor, cells: Cells, to: Cells, grid: tuple[int, int]) -> Tensor:
@@ -103,10 +101,49 @@ def moved(maps: Tensor, cells: Cells, to: Cells, grid: tuple[int, int]) -> Tenso
     exporting = torch.compiler.is_exporting()  # then sizes are symbols, which have no answer
     if cells == to and not exporting and grid == (maps.shape[-2], maps.shape[-1]):
         return maps
-    for axis in (0, 1):
-        centres = to.offset[axis] + to.stride[axis] * torch.arange(grid[axis], device=maps.device)
-        maps = _at(maps, (centres - cells.offset[axis]) / cells.stride[axis], axis - 2)
-    return maps
+    rows, columns = (
+        (to.offset[i] + to.stride[i] * torch.arange(grid[i], device=maps.device) - cells.offset[i])
+        / cells.stride[i]
+        for i in (0, 1)
+    )
+    return _at(maps, rows, columns)
+
+
+def cell_means(
+    maps: Tensor, cells: Cells | None, image: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """The other way round: means of a finer map over each cell, a rectangle around its centre.
+
+    Args:
+        maps: (B, C, h', w') that shares the image evenly, such as one value a pixel.
+        cells: Where the cells lie; ``None`` = they share the image evenly.
+        image: (H, W) of the image.
+        grid: (h, w) of the cells. Of a rectangle that reaches over the border the part inside
+            counts; one that lies outside moves to the border.
+
+    Returns:
+        (B, C, h, w) float32.
+    """
+    cells = cells or Cells.spanning(image, grid)
+    rows, columns = (
+        _shares(cells, image, maps.shape[axis - 2], grid[axis], axis, maps.device)
+        for axis in (0, 1)
+    )
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ maps.float() @ columns.T
+
+
+def _shares(
+    cells: Cells, image: tuple[int, int], fine: int, count: int, axis: int, device: torch.device
+) -> Tensor:
+    """(count, fine): share of each fine cell in the mean over a coarse one, along an axis."""
+    stride, width = cells.stride[axis], image[axis] / fine
+    centres = cells.offset[axis] + 0.5 + stride * torch.arange(count, device=device).double()
+    centres = centres.clamp(0.5, image[axis] - 0.5)[:, None]
+    start = width * torch.arange(fine, device=device).double()
+    ends = torch.minimum(centres + stride / 2, start + width)
+    overlap = (ends - torch.maximum(centres - stride / 2, start)).clamp(min=0)
+    return (overlap / overlap.sum(1, keepdim=True)).float()
 
 
 def _coordinates(
@@ -123,11 +160,16 @@ def _coordinates(
     return (centres - cells.offset[axis]) / cells.stride[axis]
 
 
-def _at(maps: Tensor, coordinates: Tensor, axis: int) -> Tensor:
-    """Values at fractional cells along an axis, linear; beyond the ends the nearest one."""
-    last = maps.shape[axis] - 1
-    inside = coordinates.clamp(0, last)
-    low = inside.long()
-    high = (low + 1).clamp(max=last)
-    share = (inside - low).view(-1, *[1] * (-1 - axis))
-    return torch.lerp(maps.index_select(axis, low), maps.index_select(axis, high), share)
+def _at(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Values at fractional cells along both axes, linear; beyond the ends the nearest one.
+
+    As products with matrices of at most two weights a row: several times faster than picking, there
+    and, above all, back.
+    """
+    shares = []
+    for coordinates, count in ((rows, maps.shape[-2]), (columns, maps.shape[-1])):
+        cells = torch.arange(count, device=maps.device)
+        inside = coordinates.clamp(0, count - 1)
+        shares.append((1 - (inside[:, None] - cells).abs()).clamp(min=0))
+    with torch.autocast(maps.device.type, enabled=False):
+        return shares[0] @ maps @ shares[1].T

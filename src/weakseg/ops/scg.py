@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from weakseg.ops.cells import Cells, moved, place
 from weakseg.ops.checks import require_batch, require_maps
 
 __all__ = ["self_correlation"]
@@ -42,6 +42,7 @@ def self_correlation(
     iterations: int = 1,
     second_weight: float = 1.0,
     form: Literal["code", "talk"] = "code",
+    places: Sequence[Cells] | None = None,
     block: int | None = None,
 ) -> Tensor:
     """Score maps from self-correlation (SCG).
@@ -80,7 +81,7 @@ def self_correlation(
 
     Args:
         cams: (B, K, h, w) in [0, 1].
-        features: One (B, C, h', w') per level; brought to h x w bilinearly.
+        features: One (B, C, h', w') per level; brought to the cells of the maps bilinearly.
         first_threshold: Least cosine similarity that counts; ``None`` = .5 (code). The talk has no
             thresholds.
         second_threshold: Least second-order correlation that counts, as a multiple of 1 / N;
@@ -91,6 +92,8 @@ def self_correlation(
         iterations: Code: how often P is squared; 1 gives P P. Each one more costs another product.
         second_weight: Weight of SC2.
         form: ``code`` or ``talk``, see above.
+        places: Where the cells lie in the image: those of the maps, then those of each level;
+            ``None`` = all share it evenly, as the published program has it.
         block: Rows computed at a time; the result does not depend on it. By default a sixteenth
             of all, but not below 128.
 
@@ -108,6 +111,10 @@ def self_correlation(
     for i, level in enumerate(features):
         require_maps(f"features[{i}]", level, "B, C, h, w")
         require_batch(f"features[{i}]", level, cams, "cams")
+    if places is not None and len(places) != len(features) + 1:
+        raise ValueError(
+            f"places has {len(places)} entries for the maps and {len(features)} levels"
+        )
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, not {order}")
     if form not in ("code", "talk"):
@@ -128,6 +135,8 @@ def self_correlation(
         second = _CODE_THRESHOLDS[1] if second_threshold is None else second_threshold
         draw, settings = _code, (first, second, iterations if order == 2 else 0, second_weight)
 
+    own = None if places is None else places[0]
+    others: Sequence[Cells | None] = [None] * len(features) if places is None else places[1:]
     pixels = cams.shape[-2] * cams.shape[-1]
     rows = block or max(128, -(-pixels // 16))
     refined = torch.zeros(cams.shape, device=cams.device)
@@ -146,11 +155,15 @@ def self_correlation(
             needed = [part for part in parts if part.stop <= columns]
             if not needed:
                 continue
-            grid = _Grid((cams.shape[-2], cams.shape[-1]), order_of_pixels, parts, needed)
+            grid = _Grid((cams.shape[-2], cams.shape[-1]), order_of_pixels, parts, needed, own)
             sets = sets[:, order_of_pixels].float()
-            drawn = draw(grid, [level[b] for level in features], sets, *settings)
+            levels = [(level[b], there) for level, there in zip(features, others, strict=True)]
+            drawn = draw(grid, levels, sets, *settings)
             refined[b].flatten(1)[:, order_of_pixels] = drawn
     return refined
+
+
+_Placed = tuple[Tensor, Cells | None]  # features (C, h', w'), and where their cells lie
 
 
 @dataclass(frozen=True)
@@ -162,12 +175,14 @@ class _Grid:
         order: (N,) index of each pixel in h x w; used pixels come first.
         parts: Rows of each block.
         needed: Those blocks that hold used pixels.
+        cells: Where they lie in the image; ``None`` = evenly, as those of all levels.
     """
 
     size: tuple[int, int]
     order: Tensor
     parts: list[slice]
     needed: list[slice]
+    cells: Cells | None
 
     @property
     def pixels(self) -> int:
@@ -181,7 +196,7 @@ class _Grid:
 
 def _code(
     grid: _Grid,
-    levels: Sequence[Tensor],
+    levels: Sequence[_Placed],
     sets: Tensor,
     first: float,
     second: float,
@@ -207,7 +222,9 @@ def _code(
     return _unit_range(lead)
 
 
-def _talk(grid: _Grid, levels: Sequence[Tensor], sets: Tensor, order: int, weight: float) -> Tensor:
+def _talk(
+    grid: _Grid, levels: Sequence[_Placed], sets: Tensor, order: int, weight: float
+) -> Tensor:
     """M, (K, N), of the talk's equations; ``sets`` (2 K, N): certain foreground, background."""
     means = sets / sets.sum(1, keepdim=True).clamp(min=1) / len(levels)
     sums = torch.zeros_like(sets)
@@ -270,20 +287,22 @@ def _unit_range(rows: Tensor) -> Tensor:
     return (rows - low).mul_(scale)
 
 
-def _similarity(features: Tensor, grid: _Grid, threshold: float | None) -> _Symmetric:
-    """Cosine similarity of all pairs, from (C, h', w') features.
+def _similarity(level: _Placed, grid: _Grid, threshold: float | None) -> _Symmetric:
+    """Cosine similarity of all pairs, from (C, h', w') features and where their cells lie.
 
     Zero below the threshold, and where it is negative; with ``None`` as it is.
 
     Inner products are gathered over chunks of channels, and their diagonal holds the norms: the
     whole feature map is never copied.
     """
+    features, there = level
     parts = grid.parts
     rows = [torch.zeros((p.stop - p.start, p.stop), device=features.device) for p in parts]
     for chunk in features.split(_CHANNELS):
-        chunk = chunk.float()
-        if chunk.shape[-2:] != grid.size:
-            chunk = F.interpolate(chunk[None], grid.size, mode="bilinear", align_corners=False)[0]
+        if grid.cells is None or there is None:
+            chunk = place(chunk[None], None, grid.size, grid.size)[0]
+        else:
+            chunk = moved(chunk[None], there, grid.cells, grid.size)[0]
         chunk = chunk.flatten(1)[:, grid.order]
         for part, row in zip(parts, rows, strict=True):
             row.addmm_(chunk[:, part].T, chunk[:, : part.stop])

@@ -1,8 +1,8 @@
 """Superpixels from class probabilities, and the majority vote in them (EdgePredictMix).
 
 Where the class probabilities change quickly there is a border; what lies between borders is one
-region, and a region has one label: the one that most of its certain pixels carry. Edges come from
-the maps and not from the image, so texture makes none (Jo et al. 2022, EdgePredictMix).
+region, and a region has one label: the one that most of its pixels carry. Edges come from the maps
+and not from the image, so texture makes none (Jo et al. 2022, EdgePredictMix).
 """
 
 from __future__ import annotations
@@ -66,19 +66,26 @@ def superpixels(
 
 @torch.no_grad()
 def majority_vote(
-    labels: Tensor, superpixels: Tensor, ignore: int = 255, *, overwrite: bool = False
+    labels: Tensor,
+    superpixels: Tensor,
+    ignore: int = 255,
+    *,
+    overwrite: bool = False,
+    unsure_votes: bool = True,
 ) -> Tensor:
-    """Gives the unsure pixels of each superpixel the label that most of its certain pixels have.
+    """Gives the unsure pixels of each superpixel the label that most of its pixels have.
 
-    Where two labels are equally frequent the smaller one wins. A superpixel without a certain pixel
-    stays unsure. Pixels on an edge (superpixel 0) have no vote; those labelled background, 0,
-    become unsure: a border is where background cannot be trusted.
+    Unsure pixels vote too, for staying unsure, as in EdgePredictMix's published helper: a
+    superpixel that is mostly unsure stays so. Where two labels are equally frequent the smaller one
+    wins, and any label wins over unsure. Pixels on an edge (superpixel 0) have no vote; those
+    labelled background, 0, become unsure: a border is where background cannot be trusted.
 
     Args:
         labels: (B, h, w) integers, class ids from 0 and ``ignore``.
         superpixels: (B, h, w) integers from 0, as ``superpixels`` returns them.
         ignore: The label of unsure pixels.
         overwrite: Certain pixels take the majority's label too, not unsure ones only.
+        unsure_votes: False = certain pixels alone vote; a superpixel without any stays unsure.
 
     Returns:
         (B, h, w) of the type of ``labels``.
@@ -100,15 +107,18 @@ def majority_vote(
         return labels.clone()
     regions = regions.to(ids.device)
     certain, inside = ids != ignore, regions > 0
-    num_labels = int((ids * certain).max()) + 1
+    num_labels = int((ids * certain).max()) + 2  # the last column counts unsure pixels
     num_regions = int(regions.max()) + 1
     first = torch.arange(len(ids), device=ids.device)[:, None, None] * num_regions
     regions = first + regions  # unique over the batch
     votes = torch.bincount(
-        (regions * num_labels + ids)[certain],
+        (regions * num_labels + torch.where(certain, ids, num_labels - 1)).flatten(),
         minlength=len(ids) * num_regions * num_labels,
     ).reshape(-1, num_labels)
-    winner = votes.argmax(1).masked_fill(votes.amax(1) == 0, ignore)[regions]
+    if not unsure_votes:
+        votes[:, -1] = 0
+    unsure = (votes.argmax(1) == num_labels - 1) | (votes.amax(1) == 0)
+    winner = votes.argmax(1).masked_fill(unsure, ignore)[regions]
     filled = winner if overwrite else torch.where(certain, ids, winner)
     on_edge = torch.where(ids == 0, ignore, ids)
     return torch.where(inside, filled, on_edge).to(labels.dtype)

@@ -29,6 +29,7 @@ from weakseg.inference import Predictor, evaluating
 from weakseg.methods import Method
 from weakseg.networks.affinity import STRIDES
 from weakseg.ops import (
+    Cells,
     dense_crf,
     dense_crf_from_labels,
     normalise_max,
@@ -68,6 +69,7 @@ class Given:
         seed: Its scores, at whatever size the step before left them.
         threshold: The masks' threshold on those scores; 0 where the step does not need it.
         features: Levels of the trained classifier, each (1, C, h, w), where the step needs them.
+        cells: Where the cells of ``features`` lie in the image.
         affinity: Boundary probabilities (1, 1, h, w) or features (1, D, h, w), likewise.
     """
 
@@ -75,6 +77,7 @@ class Given:
     seed: ScoreFile
     threshold: float = 0.0
     features: tuple[Tensor, ...] = ()
+    cells: tuple[Cells, ...] = ()
     affinity: Tensor | None = None
 
     @property
@@ -200,6 +203,7 @@ class SCGStep(Step):
         c = self.config
         height, width = given.size
         grid = (-(-height // c.stride), -(-width // c.stride))
+        own = Cells.spanning(given.size, grid)
         maps = self_correlation(
             given.maps(grid),
             list(given.features),
@@ -208,6 +212,7 @@ class SCGStep(Step):
             c.foreground,
             c.background,
             form=c.form,
+            places=[own, *given.cells] if given.cells else None,
         )
         # The talk's M is the lead of two means, far below 1.
         return given.result(normalise_max(maps) if c.form == "talk" else maps)
@@ -521,8 +526,9 @@ def _features(predictor: Predictor, config: SCGStep.Config) -> Callable[[Given],
     def provide(given: Given) -> Given:
         with evaluating(model):
             levels = model.features(predictor.normalise(given.image))
-        kept = levels if config.levels is None else levels[-config.levels :]
-        return replace(given, features=tuple(level.clone() for level in kept))
+        first = 0 if config.levels is None else max(0, len(levels) - config.levels)
+        cells = model.backbone.cells(given.size)[first:]
+        return replace(given, features=tuple(x.clone() for x in levels[first:]), cells=cells)
 
     return provide
 
