@@ -54,7 +54,7 @@ from weakseg.stagefiles import (
     refuse_to_lose,
 )
 
-__all__ = ["CORRECTED", "STAGES", "RunFolder", "Stage", "StageRecord", "mendable"]
+__all__ = ["CORRECTED", "STAGES", "RunFolder", "Stage", "mendable"]
 
 CORRECTED = "corrected"
 """Folder of a run, beside those of the stages, with the masks that a person has corrected."""

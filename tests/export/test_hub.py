@@ -19,7 +19,7 @@ from weakseg.export.hub import is_repo_id
 from weakseg.export.model import Model, load
 from weakseg.files import write_json
 from weakseg.networks.spec import BackboneSpec
-from weakseg.runfolder import StageRecord
+from weakseg.stagefiles import StageRecord
 
 ROW = {
     "stage": "segmenter", "split": "val", "images": 352, "head": "segmenter", "scales": [1.0, 0.5],

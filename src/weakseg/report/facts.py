@@ -20,7 +20,8 @@ from weakseg.csvfile import read_csv
 from weakseg.data.samples import Collection, Sample
 from weakseg.methods import needs_segmenter
 from weakseg.recipe import Recipe
-from weakseg.runfolder import STAGES, RunFolder, StageRecord
+from weakseg.runfolder import STAGES, RunFolder
+from weakseg.stagefiles import StageRecord
 
 __all__ = ["Facts", "Localised", "Score", "Sweep", "Threshold", "gather"]
 

@@ -12,7 +12,8 @@ from typing import Literal
 from weakseg.data.samples import Collection
 from weakseg.recipe import Recipe
 from weakseg.report.facts import Facts, Score, gather, number
-from weakseg.runfolder import RunFolder, StageRecord
+from weakseg.runfolder import RunFolder
+from weakseg.stagefiles import StageRecord
 
 __all__ = [
     "OWN",
