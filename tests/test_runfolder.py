@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from weakseg.errors import UserError
-from weakseg.runfolder import STAGES, RunFolder, mendable
+from weakseg.failures import mendable
+from weakseg.runfolder import STAGES, RunFolder
 from weakseg.stagefiles import fingerprint, read_record
 
 INPUTS = {"seed": 0, "train": {"lr": 0.1, "steps": 5}}

@@ -16,9 +16,10 @@ from rich.markup import escape
 import weakseg
 from weakseg.console import console
 from weakseg.errors import UserError
+from weakseg.failures import mendable
 from weakseg.memory import wait_without_spinning
 from weakseg.recipe import Recipe, data_values, load_recipe, shipped_recipes
-from weakseg.runfolder import STAGES, RunFolder, mendable
+from weakseg.runfolder import STAGES, RunFolder
 
 if TYPE_CHECKING:
     from weakseg.report.numbers import Comparison

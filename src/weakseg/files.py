@@ -44,7 +44,9 @@ def atomic_path(path: Path, *, note: Callable[[Path, Path], None] | None = None)
         if note is not None:
             note(Path(name), path)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk says nothing of where it is
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise

@@ -22,6 +22,7 @@ from weakseg.console import console
 from weakseg.data.samples import Collection
 from weakseg.errors import UserError
 from weakseg.export.model import load, update_models
+from weakseg.failures import mendable
 from weakseg.files import atomic_path
 from weakseg.inference import Predictor
 from weakseg.methods import needs_segmenter, resolve
@@ -29,7 +30,7 @@ from weakseg.outputs import set_aside, visible
 from weakseg.recipe import Recipe, load_recipe
 from weakseg.registry import suggest
 from weakseg.report import write_report
-from weakseg.runfolder import RunFolder, Stage, mendable
+from weakseg.runfolder import RunFolder, Stage
 from weakseg.stages import check, evaluate, masks, predict, project, refine, seeds, segment, train
 from weakseg.stages.batches import pick_device
 from weakseg.stages.check import collect, with_reading

@@ -558,11 +558,23 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any]
             mend=f"give a YAML file or a shipped recipe; {suggest(str(source), shipped)}",
         )
     try:
-        values = _loaded(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        values = _loaded(text)
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror or error})", where=path, mend="change its permissions"
+        ) from None
     except _NOT_YAML as error:
         raise UserError(
             f"is not readable YAML: {error}", where=path, mend="correct the syntax"
         ) from None
+    if not text.strip():  # comments alone are the default recipe; a full disk leaves nothing
+        raise UserError(
+            "is empty",
+            where=path,
+            mend="take it back from a copy; `weakseg init` writes a recipe with every key "
+            "explained, and `weakseg run IMAGES LABELS --out FOLDER` writes that of a run again",
+        )
     if values is None:
         values = {}
     if not isinstance(values, dict):

@@ -13,7 +13,6 @@ and are never removed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg.errors import UserError
+from weakseg.failures import mendable
 from weakseg.files import (
     beside,
     is_alive,
@@ -54,7 +54,7 @@ from weakseg.stagefiles import (
     refuse_to_lose,
 )
 
-__all__ = ["CORRECTED", "STAGES", "RunFolder", "Stage", "mendable"]
+__all__ = ["CORRECTED", "STAGES", "RunFolder", "Stage"]
 
 CORRECTED = "corrected"
 """Folder of a run, beside those of the stages, with the masks that a person has corrected."""
@@ -460,46 +460,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def mendable(error: BaseException, folder: Path) -> UserError | None:
-    """What a user can do about an error of the disk or of memory; ``None`` for other errors."""
-    if isinstance(error, UserError):
-        return error
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        return UserError(
-            f"the memory of the GPU is full ({str(error).splitlines()[0]})",
-            where=folder,
-            mend="lower the batch (train.batch, seeds.batch, predict.batch) or cut it into parts "
-            "(train.accumulate), or reduce large images first (seeds.max_side, predict.max_side)",
-        )
-    if not isinstance(error, OSError):
-        return None
-    where = error.filename or folder
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            "the disk is full",
-            where=where,
-            mend="free some space and run the same command again: it goes on where it stopped",
-        )
-    if error.errno == errno.EACCES and os.path.isfile(where) and not os.access(where, os.R_OK):
-        return UserError("may not be read", where=where, mend="change its permissions")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return UserError(
-            "a file stands where a folder is needed, or the other way round",
-            where=where,
-            mend="give another path, or move what stands there",
-        )
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        what = "too long" if error.errno == errno.ENAMETOOLONG else "a link that leads to itself"
-        return UserError(f"this name is {what}", where=where, mend="give another path")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(
-            "cannot write here",
-            where=where,
-            mend="choose another folder with --out, or change its permissions",
-        )
-    return None
 
 
 def _versions() -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.badinput.conftest import Weakseg, listing
 from tests.badinput.corpus import IMAGES, LINKS, MASKS, NAMES, TABLES, Case, World, problem_of
+from weakseg.data.images import write_mask
 
 ALL = [*IMAGES, *TABLES, *NAMES, *LINKS, *MASKS]
 
@@ -50,14 +53,71 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
     assert len(names) == len(set(names)) >= 60
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_an_image_that_may_not_be_read(world: World, weakseg: Weakseg) -> None:
-    (world.images / "3.png").chmod(0)
-    problem_of(
-        json.loads(weakseg("check", world.images, world.table, "--json").out),
-        "unreadable-file",
-        "3",
-    )
+def forbid(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """What permissions are to a user; to root, as whom tests may run, nothing is forbidden."""
+    path.chmod(0)
+    reads, scans = Path.read_bytes, os.scandir
+
+    def read(self: Path) -> bytes:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return reads(self)
+
+    def scan(folder: str) -> object:
+        if Path(folder) == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scans(folder)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(os, "scandir", scan)
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_a_file_that_may_not_be_read(
+    kind: str, world: World, weakseg: Weakseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = world.root / "masks"
+    for i in range(12):
+        write_mask(masks / f"{i}.png", np.ones((40, 40), np.uint8))
+    forbid(monkeypatch, (world.images if kind == "image" else masks) / "3.png")
+    found = json.loads(weakseg("check", world.images, world.table, "--masks", masks, "--json").out)
+    code = "forbidden-file" if kind == "image" else "mask-forbidden"
+    problem_of(found, code, "3")
+    (problem,) = (p for p in found["problems"] if p["code"] == code)
+    assert problem["severity"] == "error" and "permissions" in problem["mend"]
+
+
+def test_a_twin_of_class_folders_that_may_not_be_read(
+    world: World, weakseg: Weakseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in ("cat", "dog"):
+        for i in range(3):
+            world.add(f"classes/{tag}/{i}.png", seed=i)
+    forbid(monkeypatch, world.images / "classes" / "dog" / "1.png")
+    found = json.loads(weakseg("check", world.images / "classes", "--json").out)
+    assert "forbidden-file" in {p["code"] for p in found["problems"]}
+
+
+def test_a_folder_that_may_not_be_read(
+    world: World, weakseg: Weakseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("inner/a.png", seed=60)
+    forbid(monkeypatch, world.images / "inner")
+    before = listing(world.root)
+    result = weakseg("check", world.images, world.table)
+    result.refused("may not be read")
+    assert str(world.images / "inner") in result.err and "--out" not in result.err
+    assert listing(world.root) == before
+
+
+@pytest.mark.parametrize("root", ["/", "//", "/.", "/tmp/..", "/proc", "/proc/self"])
+def test_the_systems_own_folders(root: str, world: World, weakseg: Weakseg) -> None:
+    """Nobody means them, and looking through them takes hours."""
+    weakseg("check", root, world.table).refused("system's own folder")
+    weakseg("check", root).refused("system's own folder")
+    recipe = world.root / "recipe.yaml"
+    recipe.write_text(f"data: {{root: {root}, labels: {world.table}}}")
+    weakseg("check", recipe).refused("system's own folder")
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ RECIPES = {
         r"segmenter\.backbone\.options",
     ),
     "name_that_fetches": ("backbone: {name: 'hf-hub:a/b'}", r"backbone\.name"),
+    "empty": ("", "is empty"),
+    "blank": (b" \n\n", "is empty"),
     "key_twice": ("seed: 1\nseed: 2", "twice|duplicate"),
 }
 
@@ -95,7 +97,11 @@ OF_THE_METHOD = (
 def test_recipe(name: str, world: World, weakseg: Weakseg) -> None:
     content, message = RECIPES[name]
     file = world.root / "recipe.yaml"
-    if isinstance(content, str) and not content.startswith(("-", "hello", "data:", "a:")):
+    if (
+        isinstance(content, str)
+        and content
+        and not content.startswith(("-", "hello", "data:", "a:"))
+    ):
         content += f"\ndata: {{root: '{world.images}', labels: '{world.table}'}}\n"
     elif isinstance(content, str) and content.startswith(("data: {o", "data: {c")):
         content = content.replace("data: {", f"data: {{root: '{world.images}', ")

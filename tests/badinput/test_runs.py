@@ -85,6 +85,20 @@ def test_data_outside_of_the_run_named_by_a_recipe_in_it(world: World, weakseg: 
     assert listing(world.root) == before
 
 
+def test_the_recipe_of_a_run_is_empty(world: World, weakseg: Weakseg) -> None:
+    """A disk that was full leaves such a file; the run's own settings are not to be guessed."""
+    out = world.root / "out"
+    world.put(b"")
+    run(weakseg, world, out).refused("the data has errors")
+    (out / "recipe.yaml").write_bytes(b"")
+    before = listing(world.root)
+    for command in ("train", "masks", "segment", "evaluate", "report", "sweep"):
+        result = weakseg(command, out)
+        result.refused("is empty")
+        assert str(out / "recipe.yaml") in result.err
+    assert listing(world.root) == before
+
+
 RECORDS = {
     "empty": b"",
     "cut": b'{"stage": "check", "sta',

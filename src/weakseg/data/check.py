@@ -40,6 +40,11 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
     "empty-file": ("error", "image files of 0 bytes", _AGAIN),
     "truncated-file": ("error", "image files end too early", _AGAIN),
     "not-an-image": ("error", "files that are no images", "replace them or leave them out"),
+    "forbidden-file": (
+        "error",
+        "image files that their permissions forbid to read",
+        "change the permissions of these files and their folders",
+    ),
     "unreadable-file": ("error", "image files that cannot be decoded", _AGAIN),
     "missing-band": (
         "error",
@@ -71,6 +76,11 @@ _RULES: dict[str, tuple[Literal["error", "warning"], str, str]] = {
         "'untagged: negative' (--untagged negative)",
     ),
     "mask-missing-file": ("error", "mask files do not exist", "restore them"),
+    "mask-forbidden": (
+        "error",
+        "mask files that their permissions forbid to read",
+        "change the permissions of these files and their folders",
+    ),
     "mask-unreadable": ("error", "masks that cannot be read", _MASKS),
     "mask-colours": (
         "error",

@@ -87,6 +87,9 @@ def _content(path: Path, look: Look, missing: str, unreadable: str) -> bytes | N
             return path.read_bytes()
         look.codes.append(unreadable)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            look.codes.append("forbidden-file" if missing == "missing-file" else "mask-forbidden")
+            return None
         absent = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
         look.codes.append(missing if absent else unreadable)
     except ValueError:  # no file can have a name with a NUL

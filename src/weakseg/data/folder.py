@@ -245,8 +245,11 @@ def _same_content(root: Path, members: list[tuple[str, str]]) -> list[list[tuple
         return [[member] for member in ordered]
     groups: dict[bytes, list[tuple[str, str]]] = {}
     for tag, file in ordered:
-        digest = hashlib.sha256((root / file).read_bytes()).digest()
-        groups.setdefault(digest, []).append((tag, file))
+        try:
+            key = hashlib.sha256((root / file).read_bytes()).digest()
+        except OSError:  # the check will say so
+            key = file.encode("utf-8", "surrogateescape")
+        groups.setdefault(key, []).append((tag, file))
     return list(groups.values())
 
 

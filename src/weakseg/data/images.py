@@ -310,6 +310,10 @@ def open_error(path: str | Path, error: BaseException) -> UserError:
         return UserError(
             "there is no such image file", where=path, mend="restore it or leave it out"
         )
+    if isinstance(error, PermissionError):
+        return UserError(
+            "the image may not be read", where=path, mend="change the permissions of the file"
+        )
     if isinstance(error, UnidentifiedImageError):
         return UserError("this file is not an image", where=path, mend="replace it or leave it out")
     if isinstance(error, MissingBandError):
@@ -398,6 +402,10 @@ def _stored(image: Image.Image) -> np.ndarray:
 
 
 def _mask_error(error: BaseException, where: object) -> UserError:
+    if isinstance(error, PermissionError):
+        return UserError(
+            "the mask may not be read", where=where, mend="change the permissions of the file"
+        )
     return UserError(
         f"the mask cannot be read ({_first_line(error)})",
         where=where,

@@ -273,7 +273,11 @@ def scan(
     such folders.
 
     Files with other suffixes are counted in ``others``, by suffix in lower case.
+
+    Raises:
+        UserError: A folder may not be read, or the root is the system's.
     """
+    _refuse_the_system(root)
     found: list[str] = []
     written: dict[str, str] = {}
     seen: set[tuple[int, int]] = set()
@@ -282,13 +286,20 @@ def scan(
     pending = [(os.fspath(root), "")]
     while pending:
         folder, prefix = pending.pop()
-        identity = _identity(folder)
-        if identity in seen and prefix:
-            continue
-        seen.add(identity)
-        with os.scandir(folder) as listed:
-            # Sorted, so that which of two links to a folder is followed does not vary.
-            entries = sorted(listed, key=lambda e: e.name)
+        try:
+            identity = _identity(folder)
+            if identity in seen and prefix:
+                continue
+            seen.add(identity)
+            with os.scandir(folder) as listed:
+                # Sorted, so that which of two links to a folder is followed does not vary.
+                entries = sorted(listed, key=lambda e: e.name)
+        except PermissionError:
+            raise UserError(
+                "this folder may not be read",
+                where=folder,
+                mend="change its permissions, or move it out of the folder of images",
+            ) from None
         names = {entry.name for entry in entries}
         if prefix and is_output(Path(folder), names):
             if left_out is not None:
@@ -308,6 +319,17 @@ def scan(
     if written:
         found = [f for f in found if f not in written or digest(root / f) != written[f]]
     return sorted(found)
+
+
+def _refuse_the_system(root: Path) -> None:
+    """Whoever names the root of the file system means another folder, and would wait for hours."""
+    there = root.resolve()
+    if there == Path(there.anchor) or str(there).startswith(("/proc", "/sys/", "/dev/")):
+        raise UserError(
+            "this is the system's own folder, and no folder of images",
+            where=root,
+            mend="give the folder of your images",
+        )
 
 
 def outputs_note(outputs: Sequence[str]) -> list[str]:

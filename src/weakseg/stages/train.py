@@ -27,6 +27,7 @@ from weakseg.export.model import (
     read_weights,
     save,
 )
+from weakseg.failures import mendable
 from weakseg.files import write_json
 from weakseg.inference import Normalise, Predictor
 from weakseg.methods import Trainable, build, resolve
@@ -34,7 +35,7 @@ from weakseg.networks.backbone import Backbone, backbone_factory, make_backbone,
 from weakseg.networks.heads import init_heads
 from weakseg.networks.spec import BackboneSpec
 from weakseg.recipe import Recipe, load_recipe
-from weakseg.runfolder import RunFolder, Stage, mendable
+from weakseg.runfolder import RunFolder, Stage
 from weakseg.stagefiles import read_record
 from weakseg.stages.batches import device_words, pick_device
 from weakseg.stages.check import collect
