@@ -82,7 +82,7 @@ def test_a_constant_network_gives_constant_maps(kind):
     maps = multi_scale(model, pictures(), PLAIN, scales=(1.0, 0.5, 2.0), flip=True)
     wanted = {"logit": 1.0, "unit": 0.0, "probability": 0.4}[kind]
     assert maps.scores.shape == (2, 2, 32, 48)
-    atol = 0.02 if kind == "unit" else 1e-4  # min-max enlarges the rounding of interpolation
+    atol = 0.1 if kind == "unit" else 1e-4  # min-max enlarges the rounding of interpolation
     torch.testing.assert_close(maps.scores, torch.full_like(maps.scores, wanted), atol=atol, rtol=0)
 
 
@@ -93,7 +93,8 @@ def test_flips_are_merged_as_by_hand(kind):
     maps = multi_scale(model, pictures((1, 4), 1), PLAIN, flip=True)
     wanted = {
         "logit": torch.tensor([1, 0.75, 0.75, 1]) / 1.00001,  # sums of positive parts / maximum
-        "unit": torch.tensor([0, 1, 1, 0]) * 0.375 / (0.375 + 1e-5),  # means 0, .375, .375, 0
+        # Positive parts sum to 1, .75, .75, 1; the range is .25.
+        "unit": torch.tensor([1, 0, 0, 1]) * 0.25 / (0.25 + 1e-5),
         "probability": torch.tensor([0, 0.375, 0.375, 0]),
     }[kind]
     torch.testing.assert_close(maps.scores[0, 0, 0], wanted)

@@ -225,14 +225,12 @@ def test_a_graph_with_other_answers_is_refused(exported, cache, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_classifier_with_tensorflows_padding_says_where_its_maps_lie(tmp_path, cache):
-    """Its cells move with the size of the image: a file is made for one, a runtime takes any."""
+def test_a_classifier_with_tensorflows_padding_says_where_its_maps_lie(tmp_path):
+    """Its cells move with the size of the image, so a file must be made for one."""
     spec = BackboneSpec(name="tf_efficientnet_lite0", pretrained=False, output_stride=32)
     predictor, _ = made("method", spec)
     predictor = replace(predictor, scales=(1.0,), flip=False)
     with pytest.raises(UserError) as caught:
         export_onnx(predictor, tmp_path / "m.onnx")
     assert caught.value.where == "size"
-    export_onnx(predictor, tmp_path / "m.onnx", size=(80, 97))  # compares with PyTorch's answers
-    on_runtime(predictor, "onnx", cache)
     assert predictor.model.backbone.cells((80, 97))[-1].offset == (15.0, 0.0)

@@ -145,7 +145,9 @@ def test_a_finished_run_keeps_its_fingerprint(tiny):
     from weakseg.stages.seeds import _GIVEN
 
     kept = tiny.seeds.model_dump(mode="json", exclude=_GIVEN)
-    assert set(kept) == {"scales", "flip", "max_side", "batch", "head", "stride", "dtype"}
+    assert set(kept) == {
+        *("scales", "flip", "max_side", "batch", "head", "place", "stride", "dtype")
+    }
 
 
 def test_sizes(shapes_root, tmp_path):

@@ -137,7 +137,10 @@ def test_ground_truth_that_moved_is_the_same(finished, tmp_path):
     for name in ("truth", "moved"):
         for sample in finished.collection:
             size = Image.open(sample.image).size[::-1]
-            write_mask(tmp_path / name / f"{sample.id}.png", np.zeros(size, np.uint8))
+            mask = np.zeros(size, np.uint8)
+            for row, tag in enumerate(sample.tags or ()):
+                mask[row] = finished.collection.classes.index(tag) + 1
+            write_mask(tmp_path / name / f"{sample.id}.png", mask)
     runs = [with_sets(finished.recipe, f"data.masks={tmp_path / n}") for n in ("truth", "moved")]
     run_recipe(runs[0], finished.folder)
     before = contents(finished.folder, "[1-8]*/**/*")

@@ -167,7 +167,10 @@ def test_acr_refuses_it_inside():
 
 
 def test_the_settings_of_other_runs_stay_what_they_were(tiny, tmp_path):
-    assert train_inputs(tiny, collect(tiny.data))["method"] == {"name": "cam", "hidden": None}
+    assert train_inputs(RunFolder(tmp_path / "run"), tiny, collect(tiny.data))["method"] == {
+        "name": "cam",
+        "hidden": None,
+    }
     with pytest.raises(UserError, match="goes with from_classifier alone"):
         resolve({"name": "cam", "classifier_classes": ["a"]})
 

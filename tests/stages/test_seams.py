@@ -11,6 +11,7 @@ from tests.stages.conftest import TINY
 from weakseg import load
 from weakseg.cli import app
 from weakseg.errors import UserError
+from weakseg.export.model import update_models
 from weakseg.pipeline import run_recipe
 from weakseg.recipe import load_recipe
 from weakseg.runfolder import RunFolder
@@ -72,6 +73,7 @@ def test_and_no_threshold_of_other_maps(run, why):
     else:
         (run.stage_folder("masks") / "rule.json").write_text("[]")
     run.recipe_file.write_text(json.dumps(recipe))
+    update_models(run, load_recipe(run.recipe_file))
     assert load(run.stage_folder("train")).threshold is None
 
 
